@@ -1,0 +1,47 @@
+# Every target installs what it needs into .venv and does nothing twice.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format templates bench clean
+
+help: ## List every target
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Install the project and its tools into .venv
+
+# constraints.txt holds exact versions, so that every machine tests the same ones.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+	  { echo "Windlass needs Python 3.11 to 3.14: make PYTHON=/path/to/python3.11 setup"; rm -rf $(VENV); exit 1; }
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine
+	$(BIN)/python -m examples.digits
+
+test: $(STAMP) ## Run every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(STAMP) ## Lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=sdk $(BIN)/lint-imports --no-cache
+
+format: $(STAMP) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+templates: $(STAMP) ## Synthesise the CDK app into templates/cloudformation
+	$(BIN)/python -m infra.app
+
+bench: $(STAMP) ## Run every benchmark
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .windlass report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
