@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine
-	$(BIN)/python -m examples.digits
+	$(BIN)/windlass local run -- $(BIN)/python examples/digits/demo.py
 
 test: $(STAMP) ## Run every test
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

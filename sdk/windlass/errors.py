@@ -7,6 +7,8 @@
     ├── ServiceError(RuntimeError)       AWS refused or failed a request; `code`, `operation`, `request_id`
     │   ├── NotFound(LookupError)        the named thing does not exist
     │   ├── Conflict                     it exists already, or is busy
+    │   ├── Refused(ValueError)          AWS found a value of the request wrong
+    │   ├── ModelFailed                  the model behind an endpoint raised; carries its traceback
     │   ├── AccessDenied(PermissionError)  credentials or policies do not allow it
     │   ├── QuotaExceeded                an account limit
     │   ├── Throttled                    too many requests, after retries
@@ -49,7 +51,8 @@ class WindlassError(Exception):
 
 
 def _rebuild(kind: type[WindlassError], state: dict[str, object]) -> WindlassError:
-    error = kind.__new__(kind)
+    # OSError lays its objects out in its own way, and Python insists that it makes them.
+    error = OSError.__new__(kind) if issubclass(kind, OSError) else kind.__new__(kind)
     error.__dict__.update(state)
     error.args = (state.get("what", ""),)
     return error
@@ -93,6 +96,14 @@ class NotFound(ServiceError, LookupError):
 
 class Conflict(ServiceError):
     """It exists already, or something else is changing it."""
+
+
+class Refused(ServiceError, ValueError):
+    """AWS found a value of the request wrong."""
+
+
+class ModelFailed(ServiceError):
+    """The model behind an endpoint raised or answered with an error. The message holds what it said."""
 
 
 class AccessDenied(ServiceError, PermissionError):

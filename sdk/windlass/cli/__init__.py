@@ -1,0 +1,43 @@
+"""The ``windlass`` command: parse, one call, print, and the next command as a hint.
+
+The noun or the plan goes to stdout, everything said beside it to stderr, so that output can be piped. Exit codes: 0 done, 1 an
+error that Windlass explains, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    from windlass.cli.app import app
+    from windlass.errors import WindlassError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["plan"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+        arguments = [*arguments[1:], "--dry-run"]
+    try:
+        status = app(arguments, prog_name="windlass", standalone_mode=False)
+    except WindlassError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. What was started on AWS goes on: windlass runs list, windlass status.\n")
+        return 130
+    except Exception as error:
+        # click's own errors are about usage and know how to show themselves; anything else is a fault of ours, with its trace.
+        import click
+
+        if isinstance(error, click.exceptions.Abort):
+            sys.stderr.write("Aborted.\n")
+            return 130
+        if not isinstance(error, click.ClickException):
+            raise
+        error.show()
+        return error.exit_code
+    return status if isinstance(status, int) else 0

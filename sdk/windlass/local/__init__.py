@@ -1,0 +1,213 @@
+"""A cloud on this machine: start it, find it, end it.
+
+    with LocalCloud.up(state=Path(".windlass"), lifeline=True) as cloud:
+        subprocess.run(["python", "train_and_deploy.py"], env={**os.environ, **cloud.env})
+
+The server is a process of its own (``python -m windlass.local``); this module imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from windlass.errors import InvalidInput, WindlassError
+
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 15.0
+
+
+class LocalCloudError(WindlassError, RuntimeError):
+    """The local cloud did not start, or did not end."""
+
+
+@dataclass
+class LocalCloud:
+    """A running local cloud.
+
+    Attributes:
+        url: where its API answers; what goes into AWS_ENDPOINT_URL.
+        pid: of its server process.
+        state: its folder, with ``server.log``.
+    """
+
+    url: str
+    pid: int
+    state: Path
+    region: str = "us-east-1"
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _lifeline: int | None = field(default=None, repr=False)
+
+    @classmethod
+    def up(
+        cls, state: Path, port: int = 0, *, lifeline: bool = False, region: str = "us-east-1", host: str = "127.0.0.1"
+    ) -> Self:
+        """Start one, and return when it answers.
+
+        Args:
+            state: its folder; one server at a time may use it.
+            port: 0 takes a free one.
+            lifeline: end it as soon as this process ends, however that comes about.
+
+        Raises:
+            InvalidInput: another server uses that folder.
+            LocalCloudError: it died on the way; the message holds what it said.
+        """
+        state = state.resolve()
+        state.mkdir(parents=True, exist_ok=True)
+        if running := cls.find(state):
+            raise InvalidInput(
+                f"A local cloud runs on the state folder {state} already (pid {running.pid}, {running.url})",
+                where="Starting the local cloud",
+                hint="Use that one, end it with `windlass local down`, or give another folder.",
+            )
+        ready, ready_end = os.pipe()
+        alive_end, alive = os.pipe() if lifeline else (None, None)
+        inherited = [fd for fd in (ready_end, alive_end) if fd is not None]
+        command = [sys.executable, "-m", "windlass.local", "--state", str(state), "--port", str(port), "--host", host]
+        command += ["--ready", str(ready_end)] + (["--lifeline", str(alive_end)] if lifeline else [])
+        logfile = state / "server.log"
+        try:
+            with logfile.open("ab") as output:
+                start = output.tell()
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=inherited,
+                    start_new_session=True,  # Ctrl-C in the terminal is for the command, which then ends us in order
+                )
+        except BaseException:
+            os.close(ready)
+            if alive is not None:
+                os.close(alive)
+            raise
+        finally:
+            for fd in inherited:
+                os.close(fd)
+        cloud = cls("", process.pid, state, region, process, alive)
+        try:
+            line = _first_line(ready, START_TIMEOUT_SECONDS)
+        except BaseException:
+            process.kill()
+            cloud._forget()
+            raise
+        finally:
+            os.close(ready)
+        if not line:
+            process.kill()
+            cloud._forget()
+            with logfile.open("rb") as said:
+                said.seek(start)
+                message = said.read().decode(errors="replace").strip()
+            raise LocalCloudError(
+                message or f"no answer in {START_TIMEOUT_SECONDS:.0f} s", where="Starting the local cloud"
+            )
+        cloud.url = json.loads(line)["url"]
+        return cloud
+
+    @classmethod
+    def find(cls, state: Path, region: str = "us-east-1") -> Self | None:
+        """The one that runs on that state folder, or None."""
+        import fcntl
+
+        state = state.resolve()
+        try:
+            with (state / "lock").open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    record = json.loads((state / "cloud.json").read_text())
+                    return cls(record["url"], record["pid"], state, region)
+        except FileNotFoundError:
+            return None  # never used, or on its way up or down
+        return None
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes any AWS SDK or CLI talk to it, for ``os.environ`` or a child's ``env=``."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "windlass-local",
+            "AWS_SECRET_ACCESS_KEY": "windlass-local",
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+        }
+
+    def stop(self) -> None:
+        """End it with every process that it started; returns when they are gone. Harmless when it has ended.
+
+        Raises:
+            LocalCloudError: it was still there after SIGKILL.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        if not self._gone(STOP_TIMEOUT_SECONDS):
+            # Its keeper ends the children when it is killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            if not self._gone(STOP_TIMEOUT_SECONDS):
+                raise LocalCloudError(f"process {self.pid} does not end", where="Ending the local cloud")
+        self._forget()
+
+    def _gone(self, timeout: float) -> bool:
+        if self._process:
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return False
+            return True
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            # Not our child, so it cannot be waited for. The lock on the state folder goes with the process.
+            if self.find(self.state) is None and not _exists(self.pid):
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _forget(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        if self._process:
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _first_line(fd: int, timeout: float) -> bytes:
+    """What is written to a pipe up to the end of line; empty when its writer goes, or the time is up."""
+    import select
+
+    deadline, data = time.monotonic() + timeout, b""
+    while not data.endswith(b"\n"):
+        readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(fd, 4096) if readable else b""
+        if not chunk:
+            return b""
+        data += chunk
+    return data

@@ -5,7 +5,7 @@ from __future__ import annotations
 from moto.core.exceptions import ServiceException
 
 
-class Fault(ServiceException):
+class Fault(ServiceException):  # type: ignore[misc]
     """An AWS error answer: ``raise Fault("ValidationException", "1 validation error detected: ...")``.
 
     Args:

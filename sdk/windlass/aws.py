@@ -1,0 +1,357 @@
+"""The one seam to AWS: the only module that imports boto3.
+
+    sagemaker = aws.client("sagemaker")
+    with aws.errors("Describing endpoint 'digits'"):
+        answer = sagemaker.describe_endpoint(EndpointName="digits")
+
+Clients are plain boto3 ones from the default session, so profiles, SSO, regions and endpoint URLs are configured the way boto3
+documents it. Errors leave here as :mod:`windlass.errors`, never as botocore's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+
+from windlass import __version__
+from windlass.errors import (
+    AccessDenied,
+    Conflict,
+    InvalidInput,
+    ModelFailed,
+    NotFound,
+    QuotaExceeded,
+    Refused,
+    ServiceError,
+    Throttled,
+    Unreachable,
+    WaitTimeout,
+)
+from windlass.plans import Plan, Request, Upload
+
+T = TypeVar("T")
+
+_CONFIG = Config(
+    retries={"mode": "standard", "max_attempts": 5},
+    user_agent_extra=f"windlass/{__version__}",
+    max_pool_connections=32,
+    read_timeout=70,  # InvokeEndpoint answers within 60 s
+)
+
+_lock = threading.Lock()
+_clients: dict[tuple[str, str | None], Any] = {}
+_session: boto3.session.Session | None = None
+
+
+def client(service: str, *, region: str | None = None) -> Any:
+    """A boto3 client of the default session, made once; clients are thread-safe, making them is not.
+
+    ``boto3.setup_default_session(profile_name=...)`` chooses another account, as for any boto3 program.
+    """
+    global _session
+    with _lock, errors(f"Connecting to {service}"):
+        if boto3.DEFAULT_SESSION is None:
+            boto3.setup_default_session()
+        if boto3.DEFAULT_SESSION is not _session:
+            _clients.clear()
+            _session = boto3.DEFAULT_SESSION
+        assert _session is not None
+        key = (service, region)
+        if key not in _clients:
+            _clients[key] = _session.client(service, region_name=region, config=_CONFIG)
+        return _clients[key]
+
+
+def region() -> str:
+    """The region that requests go to."""
+    return str(client("sagemaker").meta.region_name)
+
+
+# ----------------------------------------------------------------------------------------------------------------- errors
+
+# AWS's codes, by what they mean to a user. The first table that names a code wins; prefixes of messages tell apart what
+# SageMaker calls ValidationException throughout.
+_KINDS: tuple[tuple[type[ServiceError], frozenset[str]], ...] = (
+    (
+        NotFound,
+        frozenset(
+            "ResourceNotFound ResourceNotFoundException NoSuchKey NoSuchBucket NoSuchEntity ParameterNotFound 404 "
+            "NotFoundException".split()
+        ),
+    ),
+    (
+        Conflict,
+        frozenset(
+            "ResourceInUse ResourceInUseException AlreadyExistsException EntityAlreadyExists ConflictException "
+            "BucketAlreadyExists BucketAlreadyOwnedByYou OperationAborted ParameterAlreadyExists".split()
+        ),
+    ),
+    (
+        QuotaExceeded,
+        frozenset("ResourceLimitExceeded LimitExceeded LimitExceededException ServiceQuotaExceededException".split()),
+    ),
+    (
+        AccessDenied,
+        frozenset(
+            "AccessDenied AccessDeniedException AccessDeniedFault UnauthorizedOperation ExpiredToken ExpiredTokenException "
+            "InvalidClientTokenId UnrecognizedClientException SignatureDoesNotMatch InvalidAccessKeyId AuthFailure "
+            "403 Forbidden KMSAccessDeniedException".split()
+        ),
+    ),
+    (
+        Throttled,
+        frozenset("Throttling ThrottlingException TooManyRequestsException RequestLimitExceeded SlowDown".split()),
+    ),
+    (ModelFailed, frozenset(["ModelError"])),
+    (
+        Refused,
+        frozenset(
+            "ValidationException ValidationError InvalidParameterValue InvalidParameterCombination InvalidParameter "
+            "MissingParameter InvalidRequest InvalidArgument".split()
+        ),
+    ),
+)
+_MISSING = ("could not find", "does not exist", "not found", "cannot find", "no such")
+_EXISTING = ("already exist", "cannot create already", "cannot update in-progress", "is currently updating")
+
+_HINTS: dict[type[ServiceError], str] = {
+    AccessDenied: "Check credentials (aws sts get-caller-identity) and the role's policies.",
+    QuotaExceeded: "Ask for quota in Service Quotas, or pass another instance_type=.",
+    Throttled: "Wait a little, and try again.",
+}
+
+
+@contextlib.contextmanager
+def errors(where: str) -> Iterator[None]:
+    """Turn botocore's errors into Windlass's own, saying where they came up."""
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        raise translate(error, where) from error
+    except botocore.exceptions.ParamValidationError as error:
+        raise InvalidInput(str(error).replace("\n", " "), where=where) from error
+    except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+        hint = "Run aws configure or aws sso login, or set AWS_PROFILE."
+        raise AccessDenied(f"no AWS credentials ({error})", where=where, hint=hint) from error
+    except botocore.exceptions.NoRegionError as error:
+        raise InvalidInput("no AWS region", where=where, hint="Set AWS_DEFAULT_REGION, as in us-east-1.") from error
+    except (
+        botocore.exceptions.EndpointConnectionError,
+        botocore.exceptions.ConnectionClosedError,
+        botocore.exceptions.HTTPClientError,
+    ) as error:
+        hint = "Check the network and the endpoint URL (is the local cloud running?)."
+        raise Unreachable(str(error), where=where, hint=hint) from error
+    except botocore.exceptions.BotoCoreError as error:
+        raise ServiceError(str(error), where=where) from error
+    except boto3.exceptions.Boto3Error as error:
+        cause = error.__context__
+        if isinstance(cause, botocore.exceptions.ClientError):
+            raise translate(cause, where) from error
+        raise ServiceError(str(error), where=where) from error
+
+
+def translate(error: botocore.exceptions.ClientError, where: str) -> ServiceError:
+    """The Windlass error for an AWS one. Keeps its code, operation and request id."""
+    body = error.response.get("Error", {})
+    code, message = str(body.get("Code", "")), str(body.get("Message", error))
+    kind: type[ServiceError] = next((kind for kind, codes in _KINDS if code in codes), ServiceError)
+    if kind is Refused:
+        lower = message.lower()
+        if any(phrase in lower for phrase in _EXISTING):
+            kind = Conflict
+        elif any(phrase in lower for phrase in _MISSING):
+            kind = NotFound
+    if kind is ModelFailed:
+        message = str(error.response.get("OriginalMessage") or message)
+    return kind(
+        message if code in message or kind is ModelFailed else f"{code}: {message}",
+        where=where,
+        hint=_HINTS.get(kind, ""),
+        code=code,
+        operation=error.operation_name,
+        request_id=str(error.response.get("ResponseMetadata", {}).get("RequestId", "")),
+    )
+
+
+def call(where: str, operation: Callable[..., T], /, **params: Any) -> T:
+    """One call with its errors translated: ``aws.call("Reading it", ssm.get_parameter, Name="...")``."""
+    with errors(where):
+        return operation(**params)
+
+
+def pages(where: str, service: str, operation: str, key: str, **params: Any) -> Iterator[Any]:
+    """Every item of a paged listing, by boto3's own paginator."""
+    with errors(where):
+        for page in client(service).get_paginator(operation).paginate(**params):
+            yield from page.get(key, [])
+
+
+# ------------------------------------------------------------------------------------------------------------------ plans
+
+
+def execute(plan: Plan, on_progress: Callable[[str], None] | None = None) -> list[Any]:
+    """Do what a plan says, in order. If a request fails, the error names what was already made.
+
+    Returns:
+        The answer to each request.
+    """
+    made: list[str] = []
+    answers = []
+    doing = f"{plan.verb.capitalize()} {plan.name}"
+    try:
+        for upload in plan.uploads:
+            if on_progress:
+                on_progress(f"uploading {upload.source.name}")
+            put(upload)
+        for request in plan.requests:
+            answers.append(_send(request, doing))
+            made.append(_made(request))
+    except ServiceError as error:
+        if made:
+            error.hint = f"{error.hint} Already made: {', '.join(made)}.".strip()
+        raise
+    return answers
+
+
+def _send(request: Request, doing: str) -> Any:
+    return call(doing, getattr(client(request.service), request.operation), **request.params)
+
+
+def _made(request: Request) -> str:
+    names = (str(value) for key, value in request.params.items() if key.endswith("Name") and isinstance(value, str))
+    return f"{request.operation.split('_', 1)[1].replace('_', ' ')} {next(names, '')}".strip()
+
+
+# --------------------------------------------------------------------------------------------------------------------- S3
+
+
+def split(uri: str, where: str = "Reading an S3 URI") -> tuple[str, str]:
+    """``s3://bucket/key`` -> ``(bucket, key)``."""
+    parts = urlsplit(uri)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise InvalidInput(f"{uri!r} is not an S3 URI", where=where, hint="It looks like s3://bucket/prefix.")
+    return parts.netloc, uri.split(parts.netloc, 1)[1].lstrip("/")
+
+
+_TRANSFER = TransferConfig(max_concurrency=max(2, min(8, os.cpu_count() or 2)))
+
+
+def put(upload: Upload) -> bool:
+    """Upload a file or a folder, unless it is there. The URI is content-addressed, so being there is being the same.
+
+    A folder is complete once its marker object is; the marker is written last, so a broken upload is done again.
+
+    Returns:
+        Whether any byte was sent.
+    """
+    where = f"Uploading {upload.source} to {upload.uri}"
+    bucket, key = split(upload.uri, where)
+    s3 = client("s3")
+    if upload.source.is_file():
+        if exists(upload.uri):
+            return False
+        with errors(where):
+            s3.upload_file(str(upload.source), bucket, key, Config=_TRANSFER)
+        return True
+    marker = f"{key.rstrip('/')}.complete"
+    if exists(f"s3://{bucket}/{marker}"):
+        return False
+    with errors(where):
+        for path in sorted(p for p in upload.source.rglob("*") if p.is_file()):
+            name = f"{key.rstrip('/')}/{path.relative_to(upload.source).as_posix()}"
+            s3.upload_file(str(path), bucket, name, Config=_TRANSFER)
+        s3.put_object(Bucket=bucket, Key=marker, Body=b"")
+    return True
+
+
+def put_bytes(uri: str, body: bytes, content_type: str = "application/json") -> None:
+    where = f"Writing {uri}"
+    bucket, key = split(uri, where)
+    call(where, client("s3").put_object, Bucket=bucket, Key=key, Body=body, ContentType=content_type)
+
+
+def get_bytes(uri: str) -> bytes:
+    where = f"Reading {uri}"
+    bucket, key = split(uri, where)
+    body: bytes = call(where, client("s3").get_object, Bucket=bucket, Key=key)["Body"].read()
+    return body
+
+
+def download(uri: str, dest: Path) -> Path:
+    where = f"Downloading {uri}"
+    bucket, key = split(uri, where)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with errors(where):
+        client("s3").download_file(bucket, key, str(dest), Config=_TRANSFER)
+    return dest
+
+
+def exists(uri: str) -> bool:
+    """Whether an object is there. A bucket that is missing or forbidden raises: it is not the same as an absent object."""
+    where = f"Looking for {uri}"
+    bucket, key = split(uri, where)
+    try:
+        call(where, client("s3").head_object, Bucket=bucket, Key=key)
+    except NotFound:
+        call(where, client("s3").head_bucket, Bucket=bucket)
+        return False
+    return True
+
+
+def keys(prefix_uri: str, *, start_after: str = "") -> Iterator[Mapping[str, Any]]:
+    """Objects below a prefix, oldest key first: ``{"Key", "Size", "LastModified", ...}``."""
+    bucket, prefix = split(prefix_uri)
+    more = {"StartAfter": start_after} if start_after else {}
+    return pages(f"Listing {prefix_uri}", "s3", "list_objects_v2", "Contents", Bucket=bucket, Prefix=prefix, **more)
+
+
+# ---------------------------------------------------------------------------------------------------------------- waiting
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time and sleep, so that tests need neither."""
+
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+
+CLOCK = Clock()
+
+
+def poll(
+    where: str,
+    look: Callable[[], T],
+    done: Callable[[T], bool],
+    *,
+    timeout_seconds: float = 7200,
+    clock: Clock = CLOCK,
+    hint: str = "",
+) -> T:
+    """Look until done: often at first, then each 5 s, so that short work is seen at once and long work costs few calls.
+
+    Raises:
+        WaitTimeout: the work itself goes on.
+    """
+    pause, end = 0.2, clock.now() + timeout_seconds
+    while True:
+        state = look()
+        if done(state):
+            return state
+        if clock.now() + pause > end:
+            raise WaitTimeout(f"not done after {timeout_seconds:g} s; it goes on", where=where, hint=hint)
+        clock.sleep(pause)
+        pause = min(5.0, pause * 1.3)

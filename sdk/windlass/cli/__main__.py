@@ -1,0 +1,5 @@
+import sys
+
+from windlass.cli import main
+
+sys.exit(main())

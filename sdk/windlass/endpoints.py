@@ -1,0 +1,441 @@
+"""Endpoints: deploy, predict, label, roll back. Each verb gives an :class:`Endpoint`.
+
+endpoint = wl.deploy(version, slos=[wl.Slo.p99_latency(ms=200), wl.Slo.accuracy(0.95)])
+result = endpoint.predict({"image": pixels})          # -> Prediction
+endpoint.label(result.inference_id, 7)                # late ground truth
+endpoint.rollback()                                   # or the SLOs' alarms do it during the bake
+
+Endpoint.from_name("digits")                          # in another process
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, overload
+
+from windlass import aws, plans
+from windlass.errors import Conflict, DeploymentFailed, InvalidInput, NotFound, RolledBack
+from windlass.foundation import Contract
+from windlass.plans import Plan
+from windlass.registry import ModelVersion
+from windlass.specs import ServeSpec, Slo, check_name
+
+_CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer of the model.
+
+    Attributes:
+        inference_id: what :meth:`Endpoint.label` takes, days later if need be.
+        output: decoded by its content type: JSON to Python values, NPY to an array, text to ``str``, else ``bytes``.
+        latency_ms: as the caller saw it, network included.
+        at: when it was answered, in seconds since the epoch.
+    """
+
+    inference_id: str
+    output: Any
+    latency_ms: float
+    at: float
+    variant: str = ""
+    content_type: str = ""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A live endpoint as it was when it was looked at; :meth:`refresh` looks again.
+
+    Attributes:
+        status: ``InService``, ``Creating``, ``Updating``, ``RollingBack``, ``Failed``...
+        stage: of the deployment in progress: ``Creating``, ``ActivatingTraffic``, ``Baking``; empty when there is none.
+        config: the endpoint config in service.
+        model_version: ``digits/1``, of that config.
+        wanted_config: the config that the deploy in progress asked for; :meth:`wait` checks that it came to be.
+        reason: SageMaker's FailureReason.
+    """
+
+    name: str
+    arn: str
+    status: str
+    config: str
+    stage: str = ""
+    model_version: str = ""
+    wanted_config: str = ""
+    reason: str = ""
+    previous_configs: tuple[str, ...] = ()
+    project: str = field(default="windlass", repr=False)
+
+    @classmethod
+    def from_name(cls, name: str) -> Endpoint:
+        """Any endpoint of the account.
+
+        Raises:
+            NotFound: there is none of this name.
+        """
+        where = f"Looking up endpoint '{name}'"
+        answer = aws.call(where, aws.client("sagemaker").describe_endpoint, EndpointName=name)
+        # An endpoint that failed before its first config served says so in FailureReason and names none.
+        config = answer.get("EndpointConfigName", "")
+        tags = _tags(answer["EndpointArn"], where)
+        return cls(
+            name=name,
+            arn=answer["EndpointArn"],
+            status=answer["EndpointStatus"],
+            config=config,
+            stage=_stage(answer),
+            model_version=_version_of(config, where) if config else "",
+            reason=answer.get("FailureReason", ""),
+            previous_configs=tuple(n for n in tags.get(plans.HISTORY_TAG, "").split() if n != config),
+            project=tags.get("windlass:project", "windlass"),
+        )
+
+    @classmethod
+    def list(cls) -> Sequence[str]:
+        """Names of the account's endpoints, newest first."""
+        found = aws.pages(
+            "Listing endpoints",
+            "sagemaker",
+            "list_endpoints",
+            "Endpoints",
+            SortBy="CreationTime",
+            SortOrder="Descending",
+        )
+        return [item["EndpointName"] for item in found]
+
+    def refresh(self) -> Endpoint:
+        found = Endpoint.from_name(self.name)
+        return _replace(found, wanted_config=self.wanted_config)
+
+    # ---------------------------------------------------------------------------------------------------- life cycle
+
+    def wait(self, *, timeout_seconds: float = 28_800, clock: aws.Clock = aws.CLOCK) -> Endpoint:
+        """Wait until it is in service, on the config that was asked for.
+
+        SageMaker goes back to InService on the *old* config after a rollback, without an error; this raises one.
+
+        Raises:
+            RolledBack: it serves the config from before. The message names the reason.
+            DeploymentFailed: it does not serve.
+            WaitTimeout: the deployment goes on.
+        """
+        where, hint = f"Deploying endpoint '{self.name}'", f"Look again: windlass status {self.name}"
+        found = aws.poll(
+            where,
+            self.refresh,
+            lambda e: e.status not in _CHANGING,
+            timeout_seconds=timeout_seconds,
+            clock=clock,
+            hint=hint,
+        )
+        if found.status != "InService":
+            remedy = f"Mend the model, then windlass delete {self.name} and deploy again."
+            raise DeploymentFailed(
+                f"it is {found.status}\n{found.reason}\n", where=where, hint=remedy, reason=found.reason
+            )
+        if self.wanted_config and found.config != self.wanted_config:
+            raise RolledBack(
+                f"rolled back to {found.config} ({found.model_version}): {found.reason or 'an alarm or a health check failed'}",
+                where=where,
+                hint=f"{self.wanted_config} is not in service.",
+                reason=found.reason,
+            )
+        return found
+
+    def rollback(
+        self, *, wait: bool = True, dry_run: bool = False, clock: aws.Clock = aws.CLOCK, **options: Any
+    ) -> Endpoint | Plan:
+        """Serve the config from before again, at once. The config left behind is not gone back to."""
+        where = f"Rolling back endpoint '{self.name}'"
+        spec = ServeSpec.check(where, **options)
+        now = self.refresh()
+        _refuse_changing(now, where)
+        if not now.previous_configs:
+            raise NotFound(
+                f"no config before {now.config} is known", where=where, hint="Deploy an older version: windlass deploy."
+            )
+        plan = plans.rollback(spec, endpoint=self.name, live=_live(now))
+        if dry_run:
+            return plan
+        aws.execute(plan)
+        back = _replace(now, wanted_config=now.previous_configs[0], status="Updating")
+        return back.wait(clock=clock) if wait else back
+
+    def delete(self) -> None:
+        """Delete the endpoint with the configs, models and alarms that deploys of it made. Captured data stays."""
+        where = f"Deleting endpoint '{self.name}'"
+        sagemaker, cloudwatch = aws.client("sagemaker"), aws.client("cloudwatch")
+        aws.call(where, sagemaker.delete_endpoint, EndpointName=self.name)
+        for config in {self.config, *self.previous_configs} - {""}:
+            try:
+                aws.call(where, sagemaker.delete_endpoint_config, EndpointConfigName=config)
+                aws.call(where, sagemaker.delete_model, ModelName=config)
+            except NotFound:
+                continue  # deleted by hand
+        names = self.alarm_names()
+        for start in range(0, len(names), 100):  # DeleteAlarms takes 100
+            aws.call(where, cloudwatch.delete_alarms, AlarmNames=names[start : start + 100])
+
+    def alarm_names(self, config: str = "") -> Sequence[str]:
+        """The alarms that deploys of this endpoint made; with ``config``, those scoped to it."""
+        where = f"Listing alarms of endpoint '{self.name}'"
+        found = aws.pages(where, "cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{self.name}/")
+        return [alarm["AlarmName"] for alarm in found if alarm["AlarmName"].endswith(f"/{config}" if config else "")]
+
+    # ------------------------------------------------------------------------------------------------- predict, label
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        content_type: str | None = None,
+        accept: str = "application/json",
+        inference_id: str | None = None,
+        clock: aws.Clock = aws.CLOCK,
+    ) -> Prediction:
+        """Ask the model.
+
+            endpoint.predict({"image": [[0, 5, ...], ...]}).output["label"]
+            endpoint.predict(array)                                  # a NumPy array goes out as NPY
+
+        Args:
+            data: dict, list, number or str: JSON. NumPy array or torch tensor: NPY. bytes: as they are, with ``content_type``.
+            inference_id: your own id, at most 64 characters; by default a new UUID.
+
+        Raises:
+            ModelFailed: the model raised; the message holds what it said.
+            NotFound: no such endpoint.
+        """
+        where = f"Predicting with '{self.name}'"
+        body, kind = _encode(data, content_type, where)
+        identity = inference_id or str(uuid.uuid4())
+        start = clock.now()
+        answer = aws.call(
+            where,
+            aws.client("sagemaker-runtime").invoke_endpoint,
+            EndpointName=self.name,
+            Body=body,
+            ContentType=kind,
+            Accept=accept,
+            InferenceId=identity,
+        )
+        with aws.errors(where):
+            raw = answer["Body"].read()
+        end = clock.now()
+        return Prediction(
+            inference_id=identity,
+            output=_decode(raw, answer.get("ContentType", ""), where),
+            latency_ms=(end - start) * 1000,
+            at=end,
+            variant=answer.get("InvokedProductionVariant", ""),
+            content_type=answer.get("ContentType", ""),
+        )
+
+    def label(self, inference_id: str, truth: Any, *, clock: aws.Clock = aws.CLOCK) -> None:
+        """Say what was right, whenever it becomes known. :func:`windlass.monitor.quality` joins it to the prediction."""
+        self.label_many([(inference_id, truth)], clock=clock)
+
+    def label_many(self, labels: Iterable[tuple[str, Any]], *, clock: aws.Clock = aws.CLOCK) -> str:
+        """Many labels as one object: one request, whatever their number.
+
+        The records are those that SageMaker's ground truth merge reads (JSON Lines), with the label's own time.
+
+        Returns:
+            The URI written.
+        """
+        moment = datetime.fromtimestamp(clock.now(), UTC)
+        records = [
+            {
+                "groundTruthData": {"data": json.dumps(_plain(truth)), "encoding": "JSON"},
+                "eventMetadata": {"eventId": identity, "labelTime": moment.isoformat()},
+                "eventVersion": "0",
+            }
+            for identity, truth in labels
+        ]
+        where = f"Labelling predictions of '{self.name}'"
+        if not records:
+            raise InvalidInput("no labels were given", where=where)
+        bucket = Contract.load(self.project).bucket
+        uri = f"s3://{bucket}/labels/{self.name}/{moment:%Y/%m/%d/%H/%M-%S-%f}-{uuid.uuid4().hex[:8]}.jsonl"
+        aws.put_bytes(uri, "".join(json.dumps(r) + "\n" for r in records).encode(), "application/jsonlines")
+        return uri
+
+
+def _replace(endpoint: Endpoint, **changes: Any) -> Endpoint:
+    return Endpoint(**{**endpoint.__dict__, **changes})
+
+
+def _stage(answer: Mapping[str, Any]) -> str:
+    variants = answer.get("PendingDeploymentSummary", {}).get("ProductionVariants", [])
+    states = [state["Status"] for variant in variants for state in variant.get("VariantStatus", [])]
+    return states[-1] if states else ""
+
+
+def _live(endpoint: Endpoint) -> plans.Live:
+    return plans.Live(endpoint.arn, endpoint.config, endpoint.previous_configs)
+
+
+def _tags(arn: str, where: str) -> Mapping[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in aws.pages(where, "sagemaker", "list_tags", "Tags", ResourceArn=arn)}
+
+
+def _version_of(config: str, where: str) -> str:
+    sagemaker = aws.client("sagemaker")
+    try:
+        arn = aws.call(where, sagemaker.describe_endpoint_config, EndpointConfigName=config)["EndpointConfigArn"]
+    except NotFound:
+        return ""  # an endpoint outlives its config's record when someone deletes that
+    return _tags(arn, where).get("windlass:model-version", "")
+
+
+def _refuse_changing(endpoint: Endpoint, where: str) -> None:
+    if endpoint.status in _CHANGING:
+        hint = f"Wait for it: windlass status {endpoint.name}"
+        raise Conflict(f"it is {endpoint.status}", where=where, hint=hint)
+    if endpoint.status != "InService":
+        hint = f"windlass delete {endpoint.name}, then deploy again."
+        raise Conflict(f"it is {endpoint.status} ({endpoint.reason})", where=where, hint=hint)
+
+
+def _encode(data: Any, content_type: str | None, where: str) -> tuple[bytes, str]:
+    if isinstance(data, bytes | bytearray | memoryview):
+        if content_type is None:
+            raise InvalidInput("bytes were given without content_type=", where=where, hint="As in 'application/x-npy'.")
+        return bytes(data), content_type
+    plain = data.detach().cpu().numpy() if hasattr(data, "detach") else data
+    if hasattr(plain, "__array_interface__") and content_type in (None, "application/x-npy"):
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, np.asarray(plain), allow_pickle=False)
+        return buffer.getvalue(), "application/x-npy"
+    if isinstance(data, str) and content_type is not None:
+        return data.encode(), content_type
+    try:
+        return json.dumps(_plain(data), allow_nan=False).encode(), content_type or "application/json"
+    except (TypeError, ValueError) as error:
+        hint = "Give JSON values, a NumPy array, a tensor, or bytes with content_type=."
+        raise InvalidInput(f"{type(data).__name__} cannot be sent: {error}", where=where, hint=hint) from error
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and arrays inside dicts and lists as Python values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _decode(raw: bytes, content_type: str, where: str) -> Any:
+    kind = content_type.split(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            return json.loads(raw)
+        if kind == "application/x-npy":
+            import numpy as np
+
+            return np.load(io.BytesIO(raw), allow_pickle=False)
+        return raw.decode() if kind.startswith("text/") else raw
+    except ValueError as error:
+        raise DeploymentFailed(f"the model's answer is not {kind}: {error}", where=where) from error
+
+
+@overload
+def deploy(
+    version: ModelVersion | str,
+    endpoint: str | None = ...,
+    *,
+    slos: Sequence[Slo] = ...,
+    project: str = ...,
+    dry_run: Literal[True],
+    clock: aws.Clock = ...,
+    **options: Any,
+) -> Plan: ...
+@overload
+def deploy(
+    version: ModelVersion | str,
+    endpoint: str | None = ...,
+    *,
+    slos: Sequence[Slo] = ...,
+    project: str = ...,
+    wait: bool = ...,
+    dry_run: Literal[False] = ...,
+    clock: aws.Clock = ...,
+    **options: Any,
+) -> Endpoint: ...
+def deploy(
+    version: ModelVersion | str,
+    endpoint: str | None = None,
+    *,
+    slos: Sequence[Slo] = (),
+    project: str = "windlass",
+    wait: bool = True,
+    dry_run: bool = False,
+    clock: aws.Clock = aws.CLOCK,
+    **options: Any,
+) -> Endpoint | Plan:
+    """Serve a model version: a new endpoint, or a guarded update of the one that is there.
+
+        endpoint = wl.deploy("digits/2", slos=[wl.Slo.accuracy(0.95)], bake_seconds=600)
+
+    Each deploy writes a new immutable endpoint config. On an update the old fleet stays until the bake is over, and goes back
+    into service by itself when an SLO's alarm fires.
+
+    Args:
+        endpoint: its name; by default the model's.
+        slos: promises; each becomes an alarm scoped to the new version.
+        wait: until it is in service and baked. An accuracy alarm needs traffic and labels *during* the bake: pass ``False``,
+            send them, then :meth:`Endpoint.wait`.
+        options: the fields of :class:`windlass.ServeSpec`: instance_type, bake_seconds, canary_percent...
+
+    Raises:
+        InvalidInput: the version is not approved, or an argument is wrong; nothing was sent.
+        DeploymentFailed: the model did not come up; :class:`RolledBack` when the old one serves on.
+    """
+    where = f"Deploying {version if isinstance(version, str) else version.name}"
+    spec = ServeSpec.check(where, **options)
+    found = ModelVersion.from_name(version) if isinstance(version, str) else version
+    name = check_name(endpoint or found.model, where)
+    if len(slos) > 10:
+        raise InvalidInput(f"{len(slos)} SLOs; a deployment watches at most 10 alarms", where=where)
+    if len({slo.metric for slo in slos}) != len(slos):
+        raise InvalidInput("two SLOs for one metric", where=where, hint="Give one Slo for each metric.")
+    if any(slo.metric == "accuracy" for slo in slos) and not spec.capture_percent:
+        raise InvalidInput(
+            "an accuracy SLO needs captured predictions", where=where, hint="Leave capture_percent above 0."
+        )
+    current = ModelVersion.from_name(found.name)  # approval may have changed since the noun was made
+    if current.approval != "Approved":
+        hint = f"windlass approve {found.name}, or version.approve()."
+        raise InvalidInput(f"it is {current.approval}, not Approved", where=where, hint=hint)
+    if not aws.exists(current.model_uri):
+        raise NotFound(f"its artifact {current.model_uri} is gone", where=where, hint="Register the run again.")
+    try:
+        existing: Endpoint | None = Endpoint.from_name(name)
+    except NotFound:
+        existing = None
+    if existing:
+        _refuse_changing(existing, where)
+    plan = plans.deploy(
+        spec,
+        plans.Deployable(current.name, current.image, current.model_uri, current.environment),
+        endpoint=name,
+        now=clock.now(),
+        slos=slos,
+        live=_live(existing) if existing else None,
+        foundation=Contract.load(project),
+    )
+    if dry_run:
+        return plan
+    aws.execute(plan)
+    config = str(plan.requests[1].params["EndpointConfigName"])
+    started = _replace(Endpoint.from_name(name), wanted_config=config)
+    return started.wait(clock=clock) if wait else started

@@ -1,0 +1,40 @@
+"""Bucket policies whose conditions count.
+
+moto reads none, so "deny what comes without TLS", which every well-kept bucket says, would deny everything here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moto.iam.access_control import IAMPolicy, PermissionResult
+from moto.s3.models import FakeBucket
+
+# What a request to this cloud is, as a policy sees it. Loopback stands in for TLS: nothing on it crosses a network.
+_CONTEXT = {"aws:securetransport": "true"}
+
+
+def register() -> None:
+    """Make moto's buckets ask us."""
+    FakeBucket.get_permission = _permission
+
+
+def _permission(bucket: FakeBucket, action: str, resource: str) -> PermissionResult:
+    if bucket.policy is None:
+        return PermissionResult.NEUTRAL
+    policy = json.loads(bucket.policy)
+    statements = policy["Statement"] if isinstance(policy["Statement"], list) else [policy["Statement"]]
+    policy["Statement"] = [statement for statement in statements if _may_apply(statement.get("Condition", {}))]
+    return IAMPolicy(json.dumps(policy)).is_action_permitted(action, resource)
+
+
+def _may_apply(condition: Mapping[str, Mapping[str, Any]]) -> bool:
+    """False when a Bool condition is known not to hold; a condition that we cannot decide may hold."""
+    for operator, keys in condition.items():
+        for key, value in keys.items():
+            known = _CONTEXT.get(key.lower())
+            if operator == "Bool" and known is not None and str(value).lower() != known:
+                return False
+    return True

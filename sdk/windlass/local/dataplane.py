@@ -1,0 +1,263 @@
+"""InvokeEndpoint: from the request through the balancer to a model server and back, measured and captured on the way.
+
+Errors are those of the SageMaker Runtime API: ValidationError, ServiceUnavailable, and ModelError with what the model said.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from windlass.local.capture import Capture, Exchange
+from windlass.local.clock import Clock
+from windlass.local.cloud import ACCOUNT
+from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Router, Unanswered
+from windlass.local.metering import Meter, Sample
+
+LOG_GROUP = "/aws/sagemaker/Endpoints"
+PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
+"""Of a body, both ways: the service model's own maximum."""
+
+_PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
+_SCOPE = re.compile(r"Credential=[^/]+/\d+/([a-z0-9-]+)/")
+_PREFIX = "HTTP_X_AMZN_SAGEMAKER_"
+
+
+class Target(Protocol):
+    """What the data plane sees of an endpoint."""
+
+    @property
+    def router(self) -> Router: ...
+
+    @property
+    def guarded(self) -> bool: ...
+
+    def capture_of(self, fleet: Fleet) -> Capture | None: ...
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One request, read."""
+
+    region: str
+    endpoint: str
+    body: bytes
+    content_type: str | None = None
+    accept: str | None = None
+    custom_attributes: str | None = None
+    inference_id: str | None = None
+    target_variant: str | None = None
+    target_model: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """What the container is told."""
+        pairs = {
+            "Content-Type": self.content_type,
+            "Accept": self.accept,
+            "X-Amzn-SageMaker-Custom-Attributes": self.custom_attributes,
+            "X-Amzn-SageMaker-Inference-Id": self.inference_id,
+            "X-Amzn-SageMaker-Target-Variant": self.target_variant,
+        }
+        return {name: value for name, value in pairs.items() if value}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the caller."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class DataPlane:
+    """A WSGI application for the paths under ``/endpoints/``.
+
+    Args:
+        find: the endpoint of that region and name.
+    """
+
+    def __init__(self, find: Callable[[str, str], Target | None], meter: Meter, clock: Clock) -> None:
+        self._find, self._meter, self._clock = find, meter, clock
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        answer = self._answer(environ)
+        phrase = HTTPStatus(answer.status).phrase if answer.status in set(HTTPStatus) else "Error"
+        headers = {**answer.headers, "Content-Length": str(len(answer.body)), "x-amzn-RequestId": str(uuid.uuid4())}
+        start_response(f"{answer.status} {phrase}", list(headers.items()))
+        return [answer.body]
+
+    def _answer(self, environ: dict[str, Any]) -> Answer:
+        match = _PATH.fullmatch(environ["PATH_INFO"])
+        if match is None or environ["REQUEST_METHOD"] != "POST":
+            return _refusal("UnknownOperationException", "The path is POST /endpoints/NAME/invocations.", 404)
+        name, kind = unquote(match[1]), match[2]
+        body = _read_body(environ)
+        if body is None:
+            # AWS's front door answers this one: a bare 413, without an error code.
+            text = json.dumps({"message": f"HTTP content length exceeded {PAYLOAD_LIMIT_BYTES} bytes."})
+            return Answer(413, {"Content-Type": "application/json"}, text.encode())
+        if kind == "async-invocations":
+            return _refusal("ValidationError", f"Endpoint {name} is not an asynchronous inference endpoint.")
+        if kind == "invocations-response-stream":
+            return _refusal(
+                "ValidationError", "The local cloud does not implement InvokeEndpointWithResponseStream yet."
+            )
+        scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+        return self.invoke(
+            Invocation(
+                region=scope[1] if scope else "us-east-1",
+                endpoint=name,
+                body=body,
+                content_type=environ.get("CONTENT_TYPE") or None,
+                accept=environ.get("HTTP_ACCEPT"),
+                custom_attributes=environ.get(f"{_PREFIX}CUSTOM_ATTRIBUTES"),
+                inference_id=environ.get(f"{_PREFIX}INFERENCE_ID"),
+                target_variant=environ.get(f"{_PREFIX}TARGET_VARIANT"),
+                target_model=environ.get(f"{_PREFIX}TARGET_MODEL"),
+            )
+        )
+
+    def invoke(self, invocation: Invocation) -> Answer:
+        """One InvokeEndpoint."""
+        began, at = time.perf_counter(), self._clock.now()
+        name, wanted = invocation.endpoint, invocation.target_variant
+        endpoint = self._find(invocation.region, name)
+        if endpoint is None:
+            return _not_found(name)
+        if invocation.target_model:
+            message = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
+            return _refusal("ValidationError", message)
+        try:
+            with endpoint.router.route(wanted) as (fleet, instance):
+                reply, seconds = _ask(instance, invocation)
+                healthy = fleet.healthy()[instance.spec.name]
+        except NoCapacity as error:
+            self._meter.add(_sample(invocation, str(error), None, at, 503, None, time.perf_counter() - began, 1))
+            return _refusal("ServiceUnavailable", f"No instance of endpoint {name} is healthy at the moment.", 503)
+        except LookupError:
+            if wanted and endpoint.router.serving:
+                return _refusal("ValidationError", f"Variant {wanted} not found for Endpoint {name}.")
+            return _not_found(name)
+        answered = isinstance(reply, Reply)
+        self._meter.add(
+            _sample(
+                invocation,
+                instance.spec.name,
+                fleet.config if endpoint.guarded else None,
+                at,
+                reply.status if isinstance(reply, Reply) else None,
+                seconds if answered else None,
+                time.perf_counter() - began - seconds,
+                healthy,
+            )
+        )
+        if isinstance(reply, str):
+            return _model_error(invocation, 0, reply, instance.stream)
+        if not 200 <= reply.status < 300:
+            return _model_error(invocation, reply.status, reply.body.decode("utf-8", "replace"), instance.stream)
+        if len(reply.body) > PAYLOAD_LIMIT_BYTES:
+            return _model_error(invocation, 0, f"The response exceeds {PAYLOAD_LIMIT_BYTES} bytes.", instance.stream)
+        content_type = reply.headers.get("content-type", "application/octet-stream")
+        if capture := endpoint.capture_of(fleet):
+            capture.record(
+                Exchange(
+                    variant=instance.spec.name,
+                    at=at,
+                    request_type=invocation.content_type or "",
+                    request=invocation.body,
+                    response_type=content_type,
+                    response=reply.body,
+                    inference_id=invocation.inference_id,
+                    custom_attributes=invocation.custom_attributes,
+                )
+            )
+        headers = {"Content-Type": content_type, "x-Amzn-Invoked-Production-Variant": instance.spec.name}
+        if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
+            headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
+        return Answer(200, headers, reply.body)
+
+
+def _ask(instance: Instance, invocation: Invocation) -> tuple[Reply | str, float]:
+    """The model server's reply, or why there is none; and how long that took, in seconds."""
+    began = time.perf_counter()
+    reply: Reply | str
+    try:
+        reply = instance.request("POST", "/invocations", invocation.headers(), invocation.body)
+    except Unanswered as error:
+        reply = str(error)
+    return reply, time.perf_counter() - began
+
+
+def _sample(
+    invocation: Invocation,
+    variant: str,
+    config: str | None,
+    at: float,
+    status: int | None,
+    model_seconds: float | None,
+    overhead_seconds: float,
+    instances: int,
+) -> Sample:
+    return Sample(
+        region=invocation.region,
+        endpoint=invocation.endpoint,
+        variant=variant,
+        config=config,
+        at=at,
+        status=status,
+        model_seconds=model_seconds,
+        overhead_seconds=overhead_seconds,
+        instances=instances,
+    )
+
+
+def _read_body(environ: dict[str, Any]) -> bytes | None:
+    """The request's body; None when it is over the limit. All of it is read either way, or the connection could not be kept."""
+    stream = environ["wsgi.input"]
+    length = environ.get("CONTENT_LENGTH")
+    if not length and not environ.get("wsgi.input_terminated"):
+        return b""
+    left = int(length) if length else None
+    if left is not None and left <= PAYLOAD_LIMIT_BYTES:
+        body: bytes = stream.read(left)
+        return body
+    chunks: list[bytes] = []
+    size = 0
+    while (left is None or size < left) and (chunk := stream.read(1 << 20)):
+        size += len(chunk)
+        if size <= PAYLOAD_LIMIT_BYTES:
+            chunks.append(chunk)
+    return b"".join(chunks) if size <= PAYLOAD_LIMIT_BYTES else None
+
+
+def _refusal(code: str, message: str, status: int = 400, **members: Any) -> Answer:
+    body = json.dumps({**members, "Message": message}).encode()
+    return Answer(status, {"Content-Type": "application/json", "x-amzn-ErrorType": code}, body)
+
+
+def _not_found(name: str) -> Answer:
+    return _refusal("ValidationError", f"Endpoint {name} of account {ACCOUNT} not found.")
+
+
+def _model_error(invocation: Invocation, status: int, message: str, stream: str) -> Answer:
+    side = "client" if 400 <= status < 500 else "server"
+    region, group = invocation.region, f"{LOG_GROUP}/{invocation.endpoint}"
+    console = f"https://{region}.console.aws.amazon.com/cloudwatch/home?region={region}#logEventViewer:group={group}"
+    return _refusal(
+        "ModelError",
+        f'Received {side} error ({status}) from primary with message "{message}". '
+        f"See {console} in account {ACCOUNT} for more information.",
+        424,
+        ErrorCode="CLIENT_ERROR_FROM_MODEL" if side == "client" else "INTERNAL_FAILURE_FROM_MODEL",
+        LogStreamArn=f"arn:aws:logs:{region}:{ACCOUNT}:log-group:{group}:log-stream:{stream}",
+        OriginalMessage=message,
+        OriginalStatusCode=status,
+    )

@@ -1,0 +1,563 @@
+"""The model servers behind an endpoint: processes, their health, and who answers the next request.
+
+``Fleet(...).start()`` runs InitialInstanceCount processes for each production variant and returns when all of them are healthy;
+``Router.route(variant)`` hands out the instance with the fewest outstanding requests; ``Fleet.stop()`` lets the outstanding
+ones finish before any process ends. Health, drains and restarts run on real time whatever the cloud's clock says: processes do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import logging
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from windlass.local.containers import FetchFailed
+from windlass.local.logs import follow
+from windlass.local.processes import Child, Keeper
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+INVOCATION_TIMEOUT_SECONDS = 60.0
+"""How long a model may take to answer: InvokeEndpoint's limit."""
+
+STOP_GRACE_SECONDS = 10.0
+"""From SIGTERM to SIGKILL, for a server that has nothing left to answer."""
+
+IDLE_CONNECTION_SECONDS = 4.0
+"""Kept connections are younger than this: the usual servers close theirs after 5 s."""
+
+LOG_TAIL_LINES = 200
+FAILURE_REASON_LENGTH = 1024
+_PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports for outgoing connections
+
+
+class FleetFailed(Exception):
+    """A fleet did not come up; ``str()`` is the endpoint's FailureReason."""
+
+
+class NoCapacity(Exception):
+    """No instance of the variant is healthy at this moment."""
+
+
+class Unanswered(Exception):
+    """The model server gave no answer; ``str()`` says why in AWS's words."""
+
+
+class LogSink(Protocol):
+    """Where a server's output goes: a CloudWatch log stream."""
+
+    def write(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model server answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class VariantSpec:
+    """One production variant of an endpoint config, resolved to what a server needs.
+
+    Attributes:
+        fetch: puts the model's files into a folder; raises :class:`containers.FetchFailed`.
+        environment: the whole environment of the process but for the contract's own variables.
+        startup_timeout_seconds: ContainerStartupHealthCheckTimeoutInSeconds.
+    """
+
+    name: str
+    model: str
+    image: str
+    instances: int
+    weight: float
+    fetch: Callable[[Path], None]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    startup_timeout_seconds: float = 240.0
+    command: Sequence[str] = (sys.executable, "-m", "windlass.runtime.server")
+
+
+class Instance:
+    """One model server process, restarted when it dies."""
+
+    def __init__(self, spec: VariantSpec, folder: Path, *, keeper: Keeper, open_log: Callable[[str], LogSink]) -> None:
+        self.id = f"i-{random.getrandbits(68):017x}"
+        self.spec, self.folder = spec, folder
+        self._ready = threading.Event()
+        self.outstanding = 0
+        self.last_used = 0
+        self.restarts = 0
+        self.stream = f"{spec.name}/{self.id}"
+        self._keeper, self._log = keeper, open_log(self.stream)
+        self._child: Child | None = None
+        self._port = 0
+        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+        self._reader: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._idle: list[tuple[float, http.client.HTTPConnection]] = []
+        self._pool = threading.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is healthy and takes requests."""
+        return self._ready.is_set()
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        if ready:
+            self._ready.set()
+        else:
+            self._ready.clear()
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Whether it is healthy within ``timeout`` seconds."""
+        return self._ready.wait(timeout)
+
+    @property
+    def kept_connections(self) -> int:
+        """Open connections that the next requests will use."""
+        with self._pool:
+            return len(self._idle)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start the process. It is not healthy yet."""
+        self._port = _free_port()
+        reading, writing = os.pipe()
+        environment = {
+            # There is no /opt/ml here, so a variable that points into it is pointed into the instance's own folder.
+            **{name: _moved(value, self.folder) for name, value in self.spec.environment.items()},
+            "SAGEMAKER_BASE_DIR": str(self.folder),
+            "SAGEMAKER_BIND_TO_PORT": str(self._port),
+            "SM_MODEL_DIR": str(self.folder / "model"),
+            "WINDLASS_BIND_HOST": "127.0.0.1",  # nobody else may reach it, as on AWS
+        }
+        try:
+            child = self._keeper.start(self.spec.command, env=environment, cwd=self.folder, output=writing)
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        with self._pool:
+            self._child = child
+        self._reader = threading.Thread(
+            target=follow, args=(reading, self._take_line), name=f"log-{self.id}", daemon=True
+        )
+        self._reader.start()
+
+    def wait_healthy(self, deadline: float, abort: Callable[[], str | None] = lambda: None) -> None:
+        """Return when ``GET /ping`` answers 200.
+
+        Args:
+            deadline: in ``time.monotonic()`` seconds.
+            abort: asked between pings; a reason ends the wait.
+
+        Raises:
+            FleetFailed: the process ended, the deadline passed, or ``abort`` gave a reason.
+        """
+        lost_ports = 0
+        pause = 0.02
+        while True:
+            if reason := abort():
+                raise FleetFailed(reason)
+            if self._child is None or self._child.poll() is not None:
+                if lost_ports < 3 and self._output_holds("address already in use"):
+                    lost_ports += 1  # another program took the port between our look and the server's bind
+                    self._tail.clear()
+                    self.launch()
+                    continue
+                raise FleetFailed(self._health_failure())
+            if self._ping():
+                self.ready = True
+                return
+            if time.monotonic() >= deadline:
+                raise FleetFailed(self._health_failure())
+            self._child.wait(pause)
+            pause = min(pause * 1.3, 0.25)
+
+    def watch(self) -> None:
+        """Restart the process whenever it dies, until :meth:`stop`. Runs in a thread of its own."""
+        backoff = 0.1
+        while not self._stopping.is_set():
+            child = self._child
+            code = child.wait() if child else None
+            self.ready = False
+            if self._stopping.is_set():
+                return
+            if child:
+                self._log.write(f"The model server exited with code {code}; starting it again")
+            self.restarts += 1
+            self._drop_connections()
+            if self._stopping.wait(backoff):
+                return
+            try:
+                self.launch()
+                started = time.monotonic()
+                self.wait_healthy(started + self.spec.startup_timeout_seconds, self._abort_restart)
+                backoff = 0.1
+            except (FleetFailed, OSError) as error:
+                self._log.write(f"The model server did not come back: {error}")
+                backoff = min(backoff * 2, 10.0)
+                if self._child and self._child.poll() is None:
+                    self._child.kill()
+
+    def _abort_restart(self) -> str | None:
+        return "stopping" if self._stopping.is_set() else None
+
+    def terminate(self) -> None:
+        """Ask the process to end: SIGTERM."""
+        self._stopping.set()
+        self.ready = False
+        if self._child:
+            self._child.signal(signal.SIGTERM)
+
+    def stop(self, grace: float) -> None:
+        """End the process: SIGTERM, then SIGKILL after ``grace`` seconds."""
+        self.terminate()
+        if self._child:
+            if grace > 0:
+                self._child.wait(grace)
+            self._child.kill()  # also what it started itself
+            self._child.wait(5.0)
+        if self._reader:
+            self._reader.join(1.0)
+        self._drop_connections()
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        timeout: float = INVOCATION_TIMEOUT_SECONDS,
+    ) -> Reply:
+        """One request to the server over a kept connection.
+
+        Raises:
+            Unanswered: it took too long, or the process died.
+        """
+        child = self._child
+        connection, reused = self._connection(timeout)
+        try:
+            try:
+                reply = self._exchange(connection, method, path, headers, body)
+            except (http.client.RemoteDisconnected, ConnectionError):
+                connection.close()
+                # A kept connection may close just as we write to it: nothing was read, and the server lives. Ask again.
+                if not reused or child is None or child.poll() is not None:
+                    raise
+                connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+                reply = self._exchange(connection, method, path, headers, body)
+        except TimeoutError as error:
+            connection.close()
+            raise Unanswered(
+                "Your invocation timed out while waiting for a response from container primary. Review the latency metrics "
+                "for each container in Amazon CloudWatch, resolve the issue, and try again."
+            ) from error
+        except (http.client.HTTPException, OSError) as error:
+            connection.close()
+            self._look_dead(child)
+            raise Unanswered("An error occurred while handling request as the model process exited.") from error
+        with self._pool:
+            if connection.sock is not None and not self._stopping.is_set():
+                self._idle.append((time.monotonic(), connection))
+                return reply
+        connection.close()
+        return reply
+
+    def _look_dead(self, child: Child | None) -> None:
+        """Take no more requests if the process that broke off is dead: its end may be reported only in a moment."""
+        if child and child.wait(0.2) is not None:
+            with self._pool:
+                if self._child is child:  # or else it has been replaced already
+                    self.ready = False
+
+    @staticmethod
+    def _exchange(
+        connection: http.client.HTTPConnection, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> Reply:
+        connection.request(method, path, body=body, headers=dict(headers))
+        response = connection.getresponse()
+        answer = response.read()
+        return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, answer)
+
+    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
+        youngest = time.monotonic() - IDLE_CONNECTION_SECONDS
+        with self._pool:
+            while self._idle:
+                kept, connection = self._idle.pop()
+                if kept >= youngest and connection.sock is not None:
+                    connection.sock.settimeout(timeout)
+                    return connection, True
+                connection.close()
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout), False
+
+    def _drop_connections(self) -> None:
+        with self._pool:
+            idle, self._idle = self._idle, []
+        for _, connection in idle:
+            connection.close()
+
+    def _ping(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2.0)
+        try:
+            return self._exchange(connection, "GET", "/ping", {}, b"").status == 200
+        except (OSError, http.client.HTTPException):
+            return False  # not listening yet, or not speaking HTTP: the caller asks again until its deadline
+        finally:
+            connection.close()
+
+    # -- output -------------------------------------------------------------------------------------------------------
+
+    def _take_line(self, line: str) -> None:
+        self._tail.append(line)
+        self._log.write(line)
+
+    def _output_holds(self, text: str) -> bool:
+        return any(text in line.lower() for line in self._whole_tail())
+
+    def _whole_tail(self) -> list[str]:
+        if self._reader and self._child and self._child.poll() is not None:
+            self._reader.join(1.0)  # the last lines may still be in the pipe
+        return list(self._tail)
+
+    def _health_failure(self) -> str:
+        head = (
+            f"The primary container for production variant {self.spec.name} did not pass the ping health check. "
+            "Please check CloudWatch logs for this endpoint."
+        )
+        return with_cause(head, self._whole_tail())
+
+
+def with_cause(head: str, lines: Sequence[str]) -> str:
+    """``head`` and the last traceback among ``lines`` (or else the last lines), within FailureReason's 1,024 characters."""
+    cause = last_traceback(lines) or [line for line in lines if line.strip()][-5:]
+    room = FAILURE_REASON_LENGTH - len(head) - 1
+    text = "\n".join(cause)
+    if len(text) > room:
+        # The exception stands at the end, so the beginning goes.
+        text = "..." + text[-(room - 3) :]
+    return f"{head}\n{text}" if text else head
+
+
+def last_traceback(lines: Sequence[str]) -> list[str]:
+    """The last Python traceback in a log, with its exception; empty if there is none."""
+    starts = [index for index, line in enumerate(lines) if "Traceback (most recent call last):" in line]
+    if not starts:
+        return []
+    block = [lines[starts[-1]]]
+    margin = len(block[0]) - len(block[0].lstrip())
+    for line in lines[starts[-1] + 1 :]:
+        block.append(line)
+        if line.strip() and len(line) - len(line.lstrip()) <= margin:
+            break  # the first line that is not indented is the exception
+    return block
+
+
+class Fleet:
+    """All instances of one endpoint config.
+
+    Args:
+        config: the endpoint config's name.
+        folder: the fleet's own; removed by :meth:`stop`.
+        open_log: opens the log stream of that name.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        variants: Sequence[VariantSpec],
+        folder: Path,
+        *,
+        keeper: Keeper,
+        open_log: Callable[[str], LogSink],
+    ) -> None:
+        self.config, self.variants, self.folder = config, {spec.name: spec for spec in variants}, folder
+        self.weights = {spec.name: spec.weight for spec in variants}
+        self._changed = threading.Condition()
+        self._uses = itertools.count(1)
+        self._instances: dict[str, list[Instance]] = {
+            spec.name: [
+                Instance(spec, folder / spec.name / str(number), keeper=keeper, open_log=open_log)
+                for number in range(spec.instances)
+            ]
+            for spec in variants
+        }
+
+    def __iter__(self) -> Iterator[Instance]:
+        return itertools.chain.from_iterable(self._instances.values())
+
+    def start(self, abort: Callable[[], str | None] = lambda: None) -> None:
+        """Fetch the models, start every instance, and return when all are healthy.
+
+        Raises:
+            FleetFailed: one of them is not; the others have been ended.
+        """
+        try:
+            for instance in self:
+                model = instance.folder / "model"
+                model.mkdir(parents=True)
+                try:
+                    instance.spec.fetch(model)
+                    instance.launch()
+                except FetchFailed as error:
+                    raise FleetFailed(str(error)) from error
+                except OSError as error:
+                    raise FleetFailed(f"The model server could not be started: {error}") from error
+                if reason := abort():
+                    raise FleetFailed(reason)
+            started = time.monotonic()
+            for instance in self:
+                instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
+        except BaseException:
+            self.stop(drain_seconds=0, grace_seconds=1)
+            raise
+        for instance in self:
+            threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
+
+    def healthy(self) -> dict[str, int]:
+        """How many instances of each variant can answer now."""
+        return {name: sum(instance.ready for instance in group) for name, group in self._instances.items()}
+
+    def acquire(self, variant: str) -> Instance:
+        """The healthy instance of ``variant`` with the fewest outstanding requests, which now has one more.
+
+        Raises:
+            NoCapacity: none is healthy.
+        """
+        with self._changed:
+            ready = [instance for instance in self._instances[variant] if instance.ready]
+            if not ready:
+                raise NoCapacity(variant)
+            chosen = min(ready, key=lambda instance: (instance.outstanding, instance.last_used))
+            chosen.outstanding += 1
+            chosen.last_used = next(self._uses)
+            return chosen
+
+    def release(self, instance: Instance) -> None:
+        """The request given to ``instance`` is over."""
+        with self._changed:
+            instance.outstanding -= 1
+            self._changed.notify_all()
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until no request is outstanding. The router must have let go of this fleet before."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not any(instance.outstanding for instance in self), timeout)
+
+    def terminate(self) -> None:
+        """Ask every process to end, and wait for none."""
+        for instance in self:
+            instance.terminate()
+
+    def stop(
+        self, *, drain_seconds: float = INVOCATION_TIMEOUT_SECONDS, grace_seconds: float = STOP_GRACE_SECONDS
+    ) -> None:
+        """Let the outstanding requests finish, end the processes, remove the folder."""
+        if drain_seconds and not self.drain(drain_seconds):
+            log.warning("Fleet %s still had requests after %.0f s; ending it", self.config, drain_seconds)
+        self.terminate()
+        end = time.monotonic() + grace_seconds
+        for instance in self:
+            instance.stop(max(0.0, end - time.monotonic()))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Router:
+    """Which fleet, and which variant of it, answers the next request.
+
+    Shares and weights hold closely even over few requests: instead of chance, the choices follow a sequence that is
+    evenly spread in two dimensions (Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018).
+    """
+
+    _PLASTIC = 1.32471795724474602596
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shares: list[tuple[Fleet, float]] = []
+        self._count = 0
+
+    def assign(self, *shares: tuple[Fleet, float]) -> None:
+        """Send each fleet this share of the traffic, from the next request on. The shares add up to 1."""
+        with self._lock:
+            self._shares = [(fleet, share) for fleet, share in shares if share > 0]
+
+    @property
+    def serving(self) -> bool:
+        """Whether any fleet takes traffic."""
+        return bool(self._shares)
+
+    @contextlib.contextmanager
+    def route(self, variant: str | None = None) -> Iterator[tuple[Fleet, Instance]]:
+        """The instance for one request, held until the block ends.
+
+        Args:
+            variant: TargetVariant, which overrides the weights.
+
+        Raises:
+            LookupError: no fleet has that variant, or there is no fleet.
+            NoCapacity: no instance of the variant is healthy.
+        """
+        # One lock over choosing a fleet and counting the request in it: a fleet that assign() has let go of gets no more.
+        with self._lock:
+            self._count += 1
+            first, second = self._count / self._PLASTIC, self._count / self._PLASTIC**2
+            fleets = [(fleet, share) for fleet, share in self._shares if variant is None or variant in fleet.variants]
+            fleet = _pick(fleets, math.modf(first)[0])
+            name = variant or _pick(list(fleet.weights.items()), math.modf(second)[0])
+            instance = fleet.acquire(name)
+        try:
+            yield fleet, instance
+        finally:
+            fleet.release(instance)
+
+
+def _pick(choices: Sequence[tuple[T, float]], point: float) -> T:
+    total = sum(weight for _, weight in choices)
+    if total <= 0:
+        raise LookupError("nothing to choose from")
+    for choice, weight in choices:
+        point -= weight / total
+        if point < 0:
+            return choice
+    return next(choice for choice, weight in reversed(choices) if weight > 0)
+
+
+def _moved(value: str, folder: Path) -> str:
+    """A path in ``/opt/ml`` as the same path in an instance's folder; any other value as it is."""
+    inside = value == "/opt/ml" or value.startswith("/opt/ml/")
+    return f"{folder}{value.removeprefix('/opt/ml')}" if inside else value
+
+
+def _free_port() -> int:
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"No free port between {_PORTS.start} and {_PORTS.stop}")

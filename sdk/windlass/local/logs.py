@@ -1,0 +1,71 @@
+"""CloudWatch Logs as the local cloud itself writes them, without a request.
+
+stream = LogStream("us-east-1", "/aws/sagemaker/TrainingJobs", "digits/algo-1-1700000000", clock)
+follow(pipe, stream.write)      # until the other end of the pipe is closed
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from windlass.local.clock import Clock
+from windlass.local.cloud import ACCOUNT
+
+MAX_EVENT_BYTES = 256 * 1024 - 26
+"""The largest event that every SDK accepts: 256 KiB with the 26 bytes that CloudWatch Logs counts for its own."""
+
+
+class LogStream:
+    """One log stream, made with its group when it does not exist."""
+
+    def __init__(self, region: str, group: str, stream: str, clock: Clock) -> None:
+        self.group, self.name = group, stream
+        self._region, self._clock = region, clock
+        backend = self._backend()
+        backend.ensure_log_group(group)
+        backend.ensure_log_stream(group, stream)
+
+    def write(self, line: str) -> None:
+        """One event, as of now. Longer than an event may be: several."""
+        now = int(self._clock.now() * 1000)
+        events = [{"timestamp": now, "message": part} for part in _parts(line) if part]
+        group = self._backend().groups.get(self.group)
+        stream = group.streams.get(self.name) if group else None
+        if stream and events:  # somebody may have deleted the group meanwhile; AWS drops the lines then, too
+            stream.put_log_events(events)
+
+    def _backend(self) -> Any:
+        from moto.logs.models import logs_backends
+
+        return logs_backends[ACCOUNT][self._region]
+
+
+def follow(fd: int, take: Callable[[str], None]) -> None:
+    """Give each line of a pipe to ``take`` as soon as it is complete, until EOF. Closes the pipe.
+
+    A progress bar redraws its line with carriage returns: only what it shows at the end is kept.
+    """
+    with os.fdopen(fd, "rb", buffering=0) as pipe:
+        rest = b""
+        while chunk := pipe.read(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                take(_text(line))
+            if len(rest) > MAX_EVENT_BYTES:
+                take(_text(rest))
+                rest = b""
+        if rest:
+            take(_text(rest))
+
+
+def _text(line: bytes) -> str:
+    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+
+
+def _parts(line: str) -> list[str]:
+    if len(line) * 4 <= MAX_EVENT_BYTES:
+        return [line]
+    data = line.encode()
+    return [data[i : i + MAX_EVENT_BYTES].decode(errors="replace") for i in range(0, len(data), MAX_EVENT_BYTES)]

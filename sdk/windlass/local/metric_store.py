@@ -1,0 +1,296 @@
+"""Where the local cloud keeps metrics.
+
+    store = MetricStore(folder / "metrics.sqlite", clock)
+    store.put("us-east-1", "Windlass", "Accuracy", {"EndpointName": "digits"}, 0.97, resolution=1)
+    points = store.read("us-east-1", Metric.of("Windlass", "Accuracy", {"EndpointName": "digits"}), start, end)
+
+New points go to memory and, one row for each call, to a journal table, so a call costs one small insert. When the journal is
+full, the points are sorted into blocks of one series each, which NumPy reads back without parsing: a million points take some
+tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from windlass.local.clock import Clock
+from windlass.local.statistics import POINT, UNITS, Points
+
+_JOURNAL_ROWS = 65_536
+_SMALL_BLOCK_ROWS = 16_384
+_RETENTION_SECONDS = 455 * 86_400  # AWS keeps the coarsest data for 15 months
+
+# What POINT holds, in its order.
+Row = tuple[int, float, float, float, float, int, int, int]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS series (
+    id INTEGER PRIMARY KEY, region TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL, dimensions TEXT NOT NULL,
+    UNIQUE (region, namespace, name, dimensions));
+CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY, points BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS blocks (
+    id INTEGER PRIMARY KEY, series INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, rows INTEGER NOT NULL,
+    points BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS blocks_of_series ON blocks (series, last);
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's identity inside a region. `dimensions` is sorted, so that their order in a request does not matter."""
+
+    namespace: str
+    name: str
+    dimensions: tuple[tuple[str, str], ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Each put looks its metric up, and hashing all the dimensions would be most of the work.
+        return hash((self.namespace, self.name, self.dimensions))
+
+    @classmethod
+    def of(cls, namespace: str, name: str, dimensions: Mapping[str, str]) -> Metric:
+        return cls(namespace, name, tuple(sorted(dimensions.items())))
+
+
+class Datum(NamedTuple):
+    """Some samples of one metric, put at one time.
+
+    Attributes:
+        at: seconds since the epoch.
+        samples: (value, how often). Empty when only `summary` is known.
+        summary: (sum, count, minimum, maximum) of a statistic set.
+        resolution: 1, or 60 for points that are kept by the minute.
+    """
+
+    metric: Metric
+    at: float
+    samples: tuple[tuple[float, float], ...] = ()
+    summary: tuple[float, float, float, float] | None = None
+    unit: str = "None"
+    resolution: int = 60
+
+
+@dataclass
+class _Series:
+    id: int
+    region: str
+    metric: Metric
+    pending: list[Row] = field(default_factory=list)
+    recent: Points = field(default_factory=lambda: np.empty(0, POINT))
+    version: int = 0
+    latest: int = 0  # newest timestamp, milliseconds
+
+    def tail(self) -> Points:
+        if self.pending:
+            self.recent = np.concatenate((self.recent, np.array(self.pending, POINT)))
+            self.pending.clear()
+        return self.recent
+
+
+class MetricStore:
+    """All metrics of a local cloud, by region. Safe to use from many threads.
+
+    Args:
+        path: the SQLite file; it is created, or opened with what it holds.
+        clock: the time of points that come without one.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._unit_codes = {unit: code for code, unit in enumerate(UNITS)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA page_size=32768")
+        self._db.execute("PRAGMA journal_mode=WAL")
+        # A power cut may lose the last moments of a local cloud; it never corrupts the file.
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.executescript(_SCHEMA)
+        self._load()
+
+    def _load(self) -> None:
+        self._series: dict[tuple[str, Metric], _Series] = {}
+        self._by_id: dict[int, _Series] = {}
+        self._journal_rows = 0
+        for number, region, namespace, name, dimensions in self._db.execute("SELECT * FROM series ORDER BY id"):
+            metric = Metric(namespace, name, tuple((str(key), str(value)) for key, value in json.loads(dimensions)))
+            self._add(_Series(number, region, metric))
+        for number, last in self._db.execute("SELECT series, MAX(last) FROM blocks GROUP BY series"):
+            self._by_id[number].latest = last
+        for (blob,) in self._db.execute("SELECT points FROM journal ORDER BY id"):
+            points = np.frombuffer(blob, POINT)
+            self._remember(points.tolist())
+
+    def _add(self, series: _Series) -> None:
+        self._series[series.region, series.metric] = series
+        self._by_id[series.id] = series
+
+    def _remember(self, rows: list[Row]) -> None:
+        for row in rows:
+            series = self._by_id[row[5]]
+            series.pending.append(row)
+            series.version += 1
+            if row[0] > series.latest:
+                series.latest = row[0]
+        self._journal_rows += len(rows)
+
+    def put(
+        self,
+        region: str,
+        namespace: str,
+        name: str,
+        dimensions: Mapping[str, str],
+        value: float,
+        *,
+        unit: str = "None",
+        at: float | None = None,
+        resolution: int = 60,
+    ) -> None:
+        """One sample, from inside the local cloud (namespaces of AWS's own are allowed here)."""
+        self.put_many(
+            region,
+            [
+                Datum(
+                    Metric.of(namespace, name, dimensions),
+                    self._clock.now() if at is None else at,
+                    samples=((float(value), 1.0),),
+                    unit=unit,
+                    resolution=resolution,
+                )
+            ],
+        )
+
+    def put_many(self, region: str, data: Iterable[Datum]) -> None:
+        """All or nothing, in one transaction."""
+        with self._lock:
+            self._db.execute("BEGIN")
+            try:
+                rows: list[Row] = []
+                for datum in data:
+                    self._add_rows(rows, region, datum)
+                self._db.execute("INSERT INTO journal (points) VALUES (?)", (np.array(rows, POINT).tobytes(),))
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                self._forget_unsaved()
+                raise
+            self._remember(rows)
+            if self._journal_rows >= _JOURNAL_ROWS:
+                self._compact()
+
+    def _add_rows(self, rows: list[Row], region: str, datum: Datum) -> None:
+        metric, at, samples, summary, unit, resolution = datum
+        series = self._series.get((region, metric)) or self._create(region, metric)
+        t, fine, code = int(at * 1000), 1, self._unit_codes[unit]
+        if resolution != 1:
+            t, fine = t // 60_000 * 60_000, 0
+        for value, count in samples:
+            rows.append((t, value * count, count, value, value, series.id, code, fine))
+        if summary is not None:
+            rows.append((t, *summary, series.id, code, fine))
+
+    def _create(self, region: str, metric: Metric) -> _Series:
+        cursor = self._db.execute(
+            "INSERT INTO series (region, namespace, name, dimensions) VALUES (?, ?, ?, ?)",
+            (region, metric.namespace, metric.name, json.dumps(metric.dimensions)),
+        )
+        series = _Series(int(cursor.lastrowid or 0), region, metric)
+        self._add(series)
+        return series
+
+    def _forget_unsaved(self) -> None:
+        saved = {number for (number,) in self._db.execute("SELECT id FROM series")}
+        for series in [series for number, series in self._by_id.items() if number not in saved]:
+            del self._by_id[series.id], self._series[series.region, series.metric]
+
+    def _compact(self) -> None:
+        """Sort the journal into blocks, and drop what AWS would no longer keep."""
+        self._db.execute("BEGIN")
+        try:
+            for series in self._by_id.values():
+                points = series.tail()
+                if not len(points):
+                    continue
+                block = self._db.execute(
+                    "SELECT id, points FROM blocks WHERE series = ? AND rows < ? ORDER BY id DESC LIMIT 1",
+                    (series.id, _SMALL_BLOCK_ROWS),
+                ).fetchone()
+                if block is not None:
+                    points = np.concatenate((np.frombuffer(block[1], POINT), points))
+                    self._db.execute("DELETE FROM blocks WHERE id = ?", (block[0],))
+                points = points[np.argsort(points["t"], kind="stable")]
+                self._db.execute(
+                    "INSERT INTO blocks (series, first, last, rows, points) VALUES (?, ?, ?, ?, ?)",
+                    (series.id, int(points["t"][0]), int(points["t"][-1]), len(points), points.tobytes()),
+                )
+            oldest = int((self._clock.now() - _RETENTION_SECONDS) * 1000)
+            self._db.execute("DELETE FROM blocks WHERE last < ?", (oldest,))
+            self._db.execute("DELETE FROM journal")
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        for series in self._by_id.values():
+            series.recent = np.empty(0, POINT)
+        self._journal_rows = 0
+
+    def read(self, region: str, metric: Metric, start: float, end: float) -> Points:
+        """The points of `metric` with start <= time < end (seconds since the epoch), as an array of POINT."""
+        first, last = int(np.ceil(start * 1000)), int(np.ceil(end * 1000))
+        with self._lock:
+            series = self._series.get((region, metric))
+            if series is None:
+                return np.empty(0, POINT)
+            blobs = self._db.execute(
+                "SELECT points FROM blocks WHERE series = ? AND last >= ? AND first < ? ORDER BY id",
+                (series.id, first, last),
+            ).fetchall()
+            parts = [np.frombuffer(blob, POINT) for (blob,) in blobs] + [series.tail()]
+        inside = [_between(part, first, last) for part in parts]
+        return inside[0] if len(inside) == 1 else np.concatenate(inside)
+
+    def version(self, region: str, metric: Metric) -> int:
+        """A number that grows with each point of this metric; 0 before the first."""
+        series = self._series.get((region, metric))
+        return series.version if series else 0
+
+    def metrics(self, region: str, newer_than: float) -> list[tuple[int, Metric]]:
+        """(a number that only grows, metric) of every metric with a point after that time."""
+        with self._lock:
+            limit = newer_than * 1000
+            return [
+                (number, series.metric)
+                for number, series in sorted(self._by_id.items())
+                if series.region == region and series.latest >= limit
+            ]
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            for table in ("journal", "blocks", "series"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - the names are the three above
+            self._load()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+
+def _between(points: Points, first: int, last: int) -> Points:
+    times = points["t"]
+    if not len(times) or (int(times.min()) >= first and int(times.max()) < last):
+        return points
+    return points[(times >= first) & (times < last)]

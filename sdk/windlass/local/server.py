@@ -1,0 +1,352 @@
+"""The local cloud's HTTP side: which request goes where, errors that AWS clients understand, and a clean end.
+
+    server = Server(state, port=0)
+    print(server.url)
+    server.run()          # until stop(), from another thread or a signal handler
+
+Behind it stands moto's own application, which finds the service from the signature of a request. In front of that: the data
+plane of endpoints, the admin path, and a guard against web pages (whoever can reach this API can run programs here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# moto reads these when it is imported. A page in a browser must not get CORS headers that let it call this API.
+os.environ.setdefault("MOTO_DISABLE_GLOBAL_CORS", "true")
+os.environ.setdefault("MOTO_ALLOW_NONEXISTENT_REGION", "false")
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import ThreadedWSGIServer
+
+from windlass.local import cloud as clouds
+from windlass.local.clock import Clock
+
+log = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
+NOT_IMPLEMENTED = "UnknownOperationException"
+
+
+class Application(DomainDispatcherApplication):  # type: ignore[misc]
+    """The WSGI application of one local cloud."""
+
+    def __init__(self, cloud: clouds.Cloud, stop: Callable[[], None]) -> None:
+        super().__init__(create_backend_app)
+        self.cloud = cloud
+        self.stop = stop
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        try:
+            if refusal := _foreign(environ):
+                return _answer(start_response, 403, "text/plain", refusal.encode())
+            if path.startswith("/_windlass/"):
+                return self._admin(environ, start_response)
+            if path.startswith("/endpoints/") and "invocations" in path:
+                return self.cloud.hosting.invoke(environ, start_response)
+            if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
+                self.cloud.reset()
+            answer: Iterable[bytes] = super().__call__(environ, start_response)
+            return answer
+        except NotImplementedError as error:
+            # moto's answer would be an HTML page with status 500, which botocore retries.
+            log.info("Refused %s: %s", _operation(environ), error)
+            message = f"The local cloud does not implement {_operation(environ)}."
+            return _fault(environ, start_response, 400, NOT_IMPLEMENTED, message)
+        except Exception as error:
+            log.exception("%s %s (%s) failed", environ.get("REQUEST_METHOD"), path, _operation(environ))
+            message = f"{_operation(environ)} failed inside the local cloud: {type(error).__name__}: {error}"
+            return _fault(environ, start_response, 500, "InternalFailure", message)
+
+    def _admin(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        what = (environ["REQUEST_METHOD"], environ["PATH_INFO"].removeprefix("/_windlass/"))
+        if what == ("GET", "health"):
+            facts = {"pid": os.getpid(), "state": str(self.cloud.state), "url": self.cloud.url}
+            return _answer(start_response, 200, "application/json", json.dumps(facts).encode())
+        if what == ("POST", "stop"):
+            threading.Timer(0.05, self.stop).start()
+            return _answer(start_response, 200, "application/json", b"{}")
+        return _answer(start_response, 404, "text/plain", b"Admin paths: GET /_windlass/health, POST /_windlass/stop\n")
+
+
+class Server:
+    """One local cloud, listening. Nothing is served before ``run()``, but the port is taken.
+
+    Args:
+        state: the folder of this cloud's state.
+        port: 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, state: Path, port: int = 0, host: str = "127.0.0.1", clock: Clock | None = None) -> None:
+        listener = socket.create_server((host, port), backlog=128)
+        self.url = f"http://{host}:{listener.getsockname()[1]}"
+        os.environ["MOTO_PORT"] = str(listener.getsockname()[1])
+        self.cloud = clouds.Cloud(state, self.url, clock)
+        clouds.install(self.cloud)
+        _extend_moto(self.cloud)
+        self._http = _HttpServer(host, listener, Application(self.cloud, self.stop))
+
+    def run(self) -> None:
+        """Serve until ``stop()``, then end every child."""
+        try:
+            self._http.serve_forever(poll_interval=0.05)
+        finally:
+            self._http.server_close()
+            self.cloud.close()
+
+    def stop(self) -> None:
+        """Make ``run()`` return. Safe from any thread, and from a signal handler."""
+        # shutdown() waits for the serving thread, which a signal handler runs on.
+        threading.Thread(target=self._http.shutdown, daemon=True).start()
+
+
+class _HttpServer(ThreadedWSGIServer):  # type: ignore[misc]
+    """werkzeug's threaded server on a socket that is bound already."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, listener: socket.socket, application: Application) -> None:
+        port = listener.getsockname()[1]
+        super().__init__(host, port, application, handler=_Handler, fd=listener.detach())
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            log.exception("A connection from %s failed", client_address)
+
+
+class _Handler(MotoRequestHandler):  # type: ignore[misc]
+    """Requests over connections that are kept: boto3 pools them, and a prediction should not pay for a new one.
+
+    werkzeug closes every connection, because http.server does not drain an unread body. This one does.
+    """
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = 1 << 16
+    timeout = 300
+
+    def handle_expect_100(self) -> bool:
+        super().handle_expect_100()
+        self.wfile.flush()  # the client waits for it, and what we write is buffered
+        return True
+
+    def run_wsgi(self) -> None:
+        environ = self.make_environ()
+        chunked = bool(environ.get("wsgi.input_terminated"))
+        if chunked:
+            self.close_connection = True
+        else:
+            body = _Body(self.rfile, int(environ.get("CONTENT_LENGTH") or 0))
+            environ["wsgi.input"] = body
+        started: list[Any] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Callable[[bytes], None]:
+            if exc_info and self._sent:
+                raise exc_info[1].with_traceback(exc_info[2])
+            started[:] = [status, headers]
+            return write
+
+        def write(data: bytes) -> None:
+            self._send(started[0], started[1], data, environ["REQUEST_METHOD"], None)
+
+        self._sent = self._chunking = False
+        answer: Iterable[bytes] = ()
+        try:
+            answer = self.server.app(environ, start_response)
+            # A whole body in one piece gets a length; what streams is sent as it comes.
+            length = sum(map(len, answer)) if isinstance(answer, list | tuple) else None
+            for data in answer:
+                self._send(started[0], started[1], data, environ["REQUEST_METHOD"], length)
+            if not self._sent:
+                self._send(started[0], started[1], b"", environ["REQUEST_METHOD"], length or 0)
+            if self._chunking:
+                self.wfile.write(b"0\r\n\r\n")
+            self.wfile.flush()
+            if not chunked and not body.drain():
+                self.close_connection = True
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+        except Exception:
+            # The headers are out, or the application broke its own contract: nothing sensible can be said on this line.
+            self.close_connection = True
+            log.exception("%s %s broke off", self.command, self.path)
+        finally:
+            close = getattr(answer, "close", None)
+            if close:
+                close()
+
+    def _send(self, status: str, headers: list[tuple[str, str]], data: bytes, method: str, length: int | None) -> None:
+        if not self._sent:
+            self._sent = True
+            code, _, reason = status.partition(" ")
+            self.send_response(int(code), reason)
+            names = {name.lower() for name, _ in headers}
+            for name, value in headers:
+                self.send_header(name, value)
+            bodyless = method == "HEAD" or int(code) < 200 or int(code) in (204, 304)
+            if "content-length" not in names and not bodyless:
+                if length is None:
+                    self._chunking = True
+                    self.send_header("Transfer-Encoding", "chunked")
+                else:
+                    self.send_header("Content-Length", str(length))
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+        if data:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if self._chunking else data)
+            if self._chunking:
+                self.wfile.flush()
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        log.debug("%s %s %s", self.command, self.path, code)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        log.info(format, *args)
+
+
+class _Body:
+    """The body of one request: reads end where it does, and the rest can be thrown away."""
+
+    def __init__(self, stream: Any, length: int) -> None:
+        self._stream, self._left = stream, length
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(self._left if size is None or size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def readline(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.readline(self._left if size is None or size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def readlines(self, hint: int = -1) -> list[bytes]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while line := self.readline():
+            yield line
+
+    def drain(self, limit: int = 1 << 20) -> bool:
+        """Whether the connection can be used again: nothing of the body is left on it, or little enough to read it."""
+        if self._left <= limit:
+            while self._left and self.read(1 << 16):
+                pass
+        return self._left == 0
+
+
+def _extend_moto(cloud: clouds.Cloud) -> None:
+    """Put our parts in moto's place, before its first request."""
+    import windlass.local.cloudformation  # noqa: F401  (defines the resource types that moto lacks)
+    from windlass.local import bucket_policy, cloudwatch, sagemaker
+
+    bucket_policy.register()
+    cloudwatch.register(cloud)
+    sagemaker.register(cloud)
+
+
+def _foreign(environ: Environ) -> str:
+    """Why a request must be refused that a web page made; empty for all others.
+
+    A page cannot set X-Amz-Target without a preflight, but a plain form is enough for the query protocol, and a name that
+    resolves to 127.0.0.1 ("DNS rebinding") for everything.
+    """
+    host = environ.get("HTTP_HOST", "")
+    name = host if host.startswith("[") and host.endswith("]") else host.rpartition(":")[0] or host
+    if name and not (
+        name in LOCAL_HOSTS or name.endswith((".localhost", ".amazonaws.com", ".localhost.localstack.cloud"))
+    ):
+        return f"The local cloud does not answer to the host name '{name}'. Use 127.0.0.1 or localhost.\n"
+    origin = environ.get("HTTP_ORIGIN", "")
+    if origin and urlsplit(origin).netloc != host:
+        return f"The local cloud does not answer web pages of another origin ('{origin}').\n"
+    return ""
+
+
+def _operation(environ: Environ) -> str:
+    """``SageMaker.CreateCluster``, as well as the request tells it."""
+    if target := environ.get("HTTP_X_AMZ_TARGET"):
+        return str(target)
+    return f"{_service(environ)} {environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
+
+
+def _service(environ: Environ) -> str:
+    scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0].split("/")
+    return scope[3] if len(scope) == 5 else "s3"
+
+
+def _fault(environ: Environ, start_response: StartResponse, status: int, code: str, message: str) -> Iterable[bytes]:
+    """An error in the protocol of the request, so that every client raises it as its own."""
+    extra = [("x-amzn-errortype", code)]
+    if environ.get("HTTP_SMITHY_PROTOCOL") == "rpc-v2-cbor":
+        body = b"\xa2" + b"".join(_cbor_text(text) for text in ("__type", code, "message", message))
+        return _answer(start_response, status, "application/cbor", body, [*extra, ("smithy-protocol", "rpc-v2-cbor")])
+    if _service(environ) == "s3":
+        page = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{_xml(message)}</Message></Error>"
+        return _answer(start_response, status, "application/xml", page.encode(), extra)
+    if environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded"):
+        side = "Sender" if status < 500 else "Receiver"
+        error = f"<Error><Type>{side}</Type><Code>{code}</Code><Message>{_xml(message)}</Message></Error>"
+        page = f"<ErrorResponse>{error}<RequestId>local</RequestId></ErrorResponse>"
+        return _answer(start_response, status, "text/xml", page.encode(), extra)
+    body = json.dumps({"__type": code, "message": message}).encode()
+    return _answer(start_response, status, "application/x-amz-json-1.1", body, extra)
+
+
+def _xml(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _cbor_text(text: str) -> bytes:
+    data = text.encode()
+    return b"\x79" + len(data).to_bytes(2, "big") + data if len(data) < 1 << 16 else _cbor_text(text[:16000])
+
+
+def _answer(
+    start_response: StartResponse, status: int, kind: str, body: bytes, headers: Iterable[tuple[str, str]] = ()
+) -> Iterable[bytes]:
+    phrase = HTTPStatus(status).phrase
+    start_response(f"{status} {phrase}", [("Content-Type", kind), ("Content-Length", str(len(body))), *headers])
+    return [body]
+
+
+def write_record(state: Path, url: str) -> Path:
+    """``cloud.json`` in the state folder: how ``LocalCloud.find`` finds a running one."""
+    path = state / "cloud.json"
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+    draft.replace(path)
+    return path
+
+
+@contextlib.contextmanager
+def claimed(state: Path) -> Iterator[None]:
+    """Hold the state folder for this process. Raises BlockingIOError when another local cloud has it."""
+    import fcntl
+
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

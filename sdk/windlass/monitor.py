@@ -1,0 +1,382 @@
+"""Watch an endpoint: publish what was seen, join late labels, read metrics and alarms back.
+
+    monitor.publish(endpoint, predictions)        # latency as callers saw it
+    quality = monitor.quality(endpoint)           # joins new labels to captured predictions; publishes accuracy
+    monitor.series(endpoint, metrics.ACCURACY, period_seconds=60)
+    monitor.alarms(endpoint)                      # {"digits/accuracy/...": "OK"}
+
+Predictions are what SageMaker's data capture wrote to S3, labels what :meth:`Endpoint.label` wrote; the join needs nothing that
+the serving process holds, so it runs anywhere: a cron job, a Lambda, a notebook.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from windlass import aws, metrics, plans
+from windlass.endpoints import Endpoint, Prediction
+from windlass.errors import InvalidInput, NotFound
+from windlass.foundation import Contract
+from windlass.metrics import Metric
+
+Dimensions = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Accuracy of one model version on the labels that came in since the last look.
+
+    Attributes:
+        accuracy: share of labels that the prediction matched, 0..1.
+        lower_bound: of the accuracy, at 95 % confidence (Wilson score interval).
+        samples: labelled predictions judged.
+        coverage_percent: labelled share of the version's captured predictions so far.
+        lag_seconds: mean time from prediction to label.
+        unmatched: labels whose prediction has not been captured yet; they are tried again.
+    """
+
+    model_version: str
+    accuracy: float
+    lower_bound: float
+    samples: int
+    coverage_percent: float
+    lag_seconds: float
+    unmatched: int = 0
+
+
+# --------------------------------------------------------------------------------------------------------------- publish
+
+
+def publish(endpoint: Endpoint, predictions: Iterable[Prediction]) -> int:
+    """Latency as callers saw it, as ``Values`` and ``Counts``, so that percentiles survive.
+
+    Returns:
+        The number of predictions published.
+    """
+    latencies = [(p.at, round(p.latency_ms, 2)) for p in predictions]
+    by_second: dict[int, Counter[float]] = {}
+    for at, value in latencies:
+        by_second.setdefault(int(at), Counter())[value] += 1
+    data = []
+    for second, counts in sorted(by_second.items()):
+        values = sorted(counts)
+        for start in range(0, len(values), metrics.MAX_VALUES_PER_DATUM):
+            some = values[start : start + metrics.MAX_VALUES_PER_DATUM]
+            data.append(
+                {
+                    **_datum(metrics.CLIENT_LATENCY, endpoint, endpoint.model_version, second),
+                    "Values": some,
+                    "Counts": [float(counts[value]) for value in some],
+                }
+            )
+    _put(f"Publishing latency of '{endpoint.name}'", data)
+    return len(latencies)
+
+
+def _datum(metric: Metric, endpoint: Endpoint, version: str, at: float) -> dict[str, Any]:
+    return {
+        "MetricName": metric.name,
+        "Dimensions": dimensions(metric, endpoint, version),
+        "Timestamp": datetime.fromtimestamp(at, UTC),
+        "Unit": metric.unit,
+        "StorageResolution": 1,
+    }
+
+
+def _put(where: str, data: Sequence[Mapping[str, Any]]) -> None:
+    for start in range(0, len(data), metrics.MAX_DATUMS_PER_CALL):
+        some = data[start : start + metrics.MAX_DATUMS_PER_CALL]
+        aws.call(where, aws.client("cloudwatch").put_metric_data, Namespace=metrics.NAMESPACE, MetricData=some)
+
+
+def dimensions(metric: Metric, endpoint: Endpoint, version: str = "") -> Dimensions:
+    """The metric's dimensions with this endpoint's values, as CloudWatch takes them."""
+    values = {
+        "EndpointName": endpoint.name,
+        "VariantName": plans.VARIANT,
+        "ModelVersion": version or endpoint.model_version,
+        "EndpointConfigName": endpoint.config,
+    }
+    return [{"Name": name, "Value": values[name]} for name in metric.dimensions]
+
+
+# --------------------------------------------------------------------------------------------------------------- quality
+
+
+def quality(
+    endpoint: Endpoint,
+    *,
+    lookback_hours: float = 24,
+    prediction: str = "label",
+    clock: aws.Clock = aws.CLOCK,
+) -> Sequence[Quality]:
+    """Join the labels that came since the last call to their predictions, and publish accuracy for each model version.
+
+        for q in monitor.quality(endpoint):
+            print(q.model_version, q.accuracy, q.samples)
+
+    Accuracy is stamped with the time of this evaluation, not of the prediction: CloudWatch takes no points older than two
+    weeks, and labels may come later. A label is counted once, also when two callers take turns; a label whose prediction is
+    not captured yet (SageMaker writes captures with a delay) is tried again until it is older than ``lookback_hours``.
+
+    Args:
+        lookback_hours: how far back predictions are looked for.
+        prediction: the key of the model's JSON answer that holds the class. A list is matched against a list of labels.
+
+    Returns:
+        One :class:`Quality` for each model version that got new labels; none if there are none.
+    """
+    where = f"Judging endpoint '{endpoint.name}'"
+    bucket, now = Contract.load(endpoint.project).bucket, clock.now()
+    since = datetime.fromtimestamp(now, UTC) - timedelta(hours=lookback_hours)
+    cursor_uri = f"s3://{bucket}/quality/{endpoint.name}/cursor.json"
+    cursor = _cursor(cursor_uri)
+    labels: dict[str, _Label] = dict(cursor.pending)
+    last = cursor.last
+    for item in aws.keys(f"s3://{bucket}/labels/{endpoint.name}/", start_after=cursor.last):
+        last = item["Key"]
+        labels.update(_read_labels(f"s3://{bucket}/{last}"))
+    if not labels:
+        return []
+
+    results: list[Quality] = []
+    data: list[Mapping[str, Any]] = []
+    judged = dict(cursor.judged)
+    for config, version in _versions(endpoint, where):
+        seen, captured = [], 0
+        for identity, answered, answer in _captured(bucket, config, endpoint.name, since):
+            captured += 1
+            label = labels.pop(identity, None)
+            if label:
+                seen.append((answered, answer, label))
+        if seen:
+            judged[config] = judged.get(config, 0) + len(seen)
+            result = _judge(version, seen, judged[config] / captured, prediction, where)
+            results.append(result)
+            data += _quality_data(endpoint, result, now)
+    pending = {key: label for key, label in labels.items() if datetime.fromisoformat(label.at) > since}
+    _put(where, data)
+    # After publishing: if this fails the same labels are judged again, which beats never.
+    aws.put_bytes(cursor_uri, json.dumps(dataclasses.asdict(_Cursor(last, pending, judged))).encode())
+    return [dataclasses.replace(result, unmatched=len(pending)) for result in results]
+
+
+@dataclass(frozen=True)
+class _Label:
+    truth: Any
+    at: str  # ISO 8601
+
+
+@dataclass(frozen=True)
+class _Cursor:
+    """How far labels have been judged.
+
+    Attributes:
+        last: key of the last label object read.
+        pending: labels whose prediction was not captured yet, by inference id.
+        judged: how many predictions of each config have been judged so far.
+    """
+
+    last: str = ""
+    pending: Mapping[str, _Label] = field(default_factory=dict)
+    judged: Mapping[str, int] = field(default_factory=dict)
+
+
+def _cursor(uri: str) -> _Cursor:
+    try:
+        body = json.loads(aws.get_bytes(uri))
+    except NotFound:
+        return _Cursor()
+    pending = {key: _Label(**label) for key, label in body["pending"].items()}
+    return _Cursor(body["last"], pending, body["judged"])
+
+
+def _read_labels(uri: str) -> Iterator[tuple[str, _Label]]:
+    for number, line in enumerate(aws.get_bytes(uri).splitlines(), 1):
+        try:
+            record = json.loads(line)
+            event = record["eventMetadata"]
+            yield event["eventId"], _Label(json.loads(record["groundTruthData"]["data"]), event["labelTime"])
+        except (ValueError, KeyError, TypeError) as error:
+            hint = "Labels are written by endpoint.label()."
+            raise InvalidInput(
+                f"line {number} is no label record: {error!r}", where=f"Reading {uri}", hint=hint
+            ) from error
+
+
+def _versions(endpoint: Endpoint, where: str) -> Sequence[tuple[str, str]]:
+    """Configs that may have answered, with their model versions: live, being deployed, and those before."""
+    sagemaker = aws.client("sagemaker")
+    answer = aws.call(where, sagemaker.describe_endpoint, EndpointName=endpoint.name)
+    pending = answer.get("PendingDeploymentSummary", {}).get("EndpointConfigName", "")
+    listed = aws.pages(
+        where,
+        "sagemaker",
+        "list_endpoint_configs",
+        "EndpointConfigs",
+        NameContains=f"{endpoint.name}-v",
+        SortBy="CreationTime",
+    )
+    known = dict.fromkeys(
+        [pending, endpoint.wanted_config, answer.get("EndpointConfigName", ""), *endpoint.previous_configs]
+    )
+    there = {item["EndpointConfigName"]: item["EndpointConfigArn"] for item in listed}
+    found = []
+    for config in [name for name in [*known, *there] if name in there]:
+        tags = {
+            t["Key"]: t["Value"] for t in aws.pages(where, "sagemaker", "list_tags", "Tags", ResourceArn=there[config])
+        }
+        if tags.get("windlass:endpoint") == endpoint.name:
+            found.append((config, tags.get("windlass:model-version", config)))
+    return list(dict.fromkeys(found))
+
+
+def _captured(bucket: str, config: str, endpoint: str, since: datetime) -> Iterator[tuple[str, datetime, Any]]:
+    """Inference id, time and decoded answer of each captured prediction of one config."""
+    prefix = f"s3://{bucket}/capture/{config}/{endpoint}/"
+    for item in aws.keys(prefix):
+        if item["LastModified"] < since:
+            continue
+        for line in aws.get_bytes(f"s3://{bucket}/{item['Key']}").splitlines():
+            record = json.loads(line)
+            event, output = record["eventMetadata"], record["captureData"].get("endpointOutput")
+            if output and output.get("encoding") == "JSON":
+                answered = datetime.fromisoformat(event["inferenceTime"].replace("Z", "+00:00"))
+                yield event.get("inferenceId") or event["eventId"], answered, json.loads(output["data"])
+
+
+def _judge(
+    version: str, seen: Sequence[tuple[datetime, Any, _Label]], coverage: float, prediction: str, where: str
+) -> Quality:
+    right = total = 0
+    lag = 0.0
+    for answered, answer, label in seen:
+        for said, truth in _pairs(answer, label.truth, prediction, where):
+            right += said == truth
+            total += 1
+        lag += max(0.0, (datetime.fromisoformat(label.at) - answered).total_seconds())
+    return Quality(
+        model_version=version,
+        accuracy=right / total,
+        lower_bound=wilson_lower_bound(right, total),
+        samples=total,
+        coverage_percent=min(100.0, 100 * coverage),
+        lag_seconds=lag / len(seen),
+    )
+
+
+def _pairs(answer: Any, truth: Any, key: str, where: str) -> Sequence[tuple[Any, Any]]:
+    if isinstance(answer, Mapping):
+        if key not in answer:
+            keys = ", ".join(map(str, answer))
+            raise InvalidInput(
+                f"the model's answer has no '{key}'; it has {keys}", where=where, hint="Pass prediction=."
+            )
+        answer = answer[key]
+    said = answer if isinstance(answer, list) else [answer]
+    truths = truth if isinstance(truth, list) else [truth]
+    if len(said) != len(truths):
+        raise InvalidInput(f"{len(said)} predictions but {len(truths)} labels under one inference id", where=where)
+    return list(zip(said, truths, strict=True))
+
+
+def wilson_lower_bound(right: int, total: int, z: float = 1.96) -> float:
+    """Lower end of the Wilson score interval for a share; ``z=1.96`` is 95 % confidence.
+
+    >>> round(wilson_lower_bound(95, 100), 3)
+    0.888
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212. Unlike the normal interval it holds near 0 and 1.
+    """
+    share, square = right / total, z * z
+    centre = share + square / (2 * total)
+    margin = z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    return max(0.0, (centre - margin) / (1 + square / total))
+
+
+def _quality_data(endpoint: Endpoint, result: Quality, now: float) -> Sequence[Mapping[str, Any]]:
+    values = {
+        metrics.ACCURACY: result.accuracy,
+        metrics.ACCURACY_LOWER_BOUND: result.lower_bound,
+        metrics.SAMPLE_COUNT: float(result.samples),
+        metrics.LABEL_COVERAGE: result.coverage_percent,
+        metrics.LABEL_LAG: result.lag_seconds,
+    }
+    return [{**_datum(metric, endpoint, result.model_version, now), "Value": value} for metric, value in values.items()]
+
+
+# ------------------------------------------------------------------------------------------------------------- read back
+
+
+def series(
+    endpoint: Endpoint,
+    metric: Metric,
+    *,
+    statistic: str = "",
+    version: str = "",
+    period_seconds: int = 60,
+    hours: float = 3,
+    clock: aws.Clock = aws.CLOCK,
+) -> Sequence[tuple[float, float]]:
+    """One metric over time, from CloudWatch: ``(seconds since the epoch, value)``, oldest first.
+
+    Args:
+        statistic: ``Average``, ``Sum``, ``p50``, ``p99``...; by default the one the metric is judged by.
+        version: of the model, for metrics by version; by default the one in service.
+    """
+    where = f"Reading {metric.name} of '{endpoint.name}'"
+    now = datetime.fromtimestamp(clock.now(), UTC)
+    stat = {
+        "Metric": {
+            "Namespace": metric.namespace,
+            "MetricName": metric.name,
+            "Dimensions": dimensions(metric, endpoint, version),
+        },
+        "Period": period_seconds,
+        "Stat": statistic or metric.statistic,
+    }
+    found = aws.pages(
+        where,
+        "cloudwatch",
+        "get_metric_data",
+        "MetricDataResults",
+        MetricDataQueries=[{"Id": "m", "MetricStat": stat}],
+        StartTime=now - timedelta(hours=hours),
+        EndTime=now + timedelta(seconds=period_seconds),
+        ScanBy="TimestampAscending",
+    )
+    return [
+        (stamp.timestamp(), value)
+        for result in found
+        for stamp, value in zip(result["Timestamps"], result["Values"], strict=True)
+    ]
+
+
+def alarms(endpoint: Endpoint, config: str = "") -> Mapping[str, str]:
+    """State of each alarm of the endpoint: ``OK``, ``ALARM`` or ``INSUFFICIENT_DATA``; with ``config``, of that one's."""
+    where = f"Reading alarms of '{endpoint.name}'"
+    found = aws.pages(where, "cloudwatch", "describe_alarms", "MetricAlarms", AlarmNamePrefix=f"{endpoint.name}/")
+    return {a["AlarmName"]: a["StateValue"] for a in found if a["AlarmName"].endswith(f"/{config}" if config else "")}
+
+
+def alarm_history(endpoint: Endpoint) -> Sequence[tuple[float, str, str]]:
+    """State changes of the endpoint's alarms: ``(seconds since the epoch, alarm name, summary)``, oldest first."""
+    where, found = f"Reading alarm history of '{endpoint.name}'", []
+    for name in alarms(endpoint):
+        items = aws.pages(
+            where,
+            "cloudwatch",
+            "describe_alarm_history",
+            "AlarmHistoryItems",
+            AlarmName=name,
+            HistoryItemType="StateUpdate",
+        )
+        found += [(item["Timestamp"].timestamp(), name, item["HistorySummary"]) for item in items]
+    return sorted(found)

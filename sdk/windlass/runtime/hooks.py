@@ -1,0 +1,413 @@
+"""The user's `inference.py`, with the hooks of the official PyTorch and Hugging Face inference toolkits.
+
+    def model_fn(model_dir): ...                          # -> model
+    def input_fn(body, content_type): ...                 # -> data
+    def predict_fn(data, model): ...                      # -> prediction
+    def output_fn(prediction, accept): ...                # -> body, or (body, content type)
+
+    def transform_fn(model, body, content_type, accept):  # or this one in place of the last three
+    def model_warmup_fn(model_dir, model): ...            # before the first request
+
+Each may take one more parameter, the `Context`. A hook that is not there has a default: typed by the signature in
+``windlass.json``, else by what came. As in the official toolkits, JSON and CSV bodies reach `input_fn` and `transform_fn` as
+str and all others as bytes, and an Accept that is absent or ``*/*`` reaches `output_fn` as the default one.
+
+    handler = Handler.load(Path("/opt/ml/model"), Path("/opt/ml/model/code"), "inference.py", "application/json")
+    reply = handler(Invocation(body, headers))
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from windlass.runtime import codecs
+
+if TYPE_CHECKING:
+    from windlass.artifact import Signature, Tensor
+
+INFERENCE_ID = "x-amzn-sagemaker-inference-id"
+CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
+
+# What the official toolkits call each hook with, before the optional context.
+_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "pre_model_fn": ("model_dir",),
+    "model_fn": ("model_dir",),
+    "model_warmup_fn": ("model_dir", "model"),
+    "input_fn": ("body", "content_type"),
+    "predict_fn": ("data", "model"),
+    "output_fn": ("prediction", "accept"),
+    "transform_fn": ("model", "body", "content_type", "accept"),
+}
+
+
+class HookError(Exception):
+    """`inference.py` breaks the contract. The message says how; there is no traceback worth showing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One request. Header names are in lower case."""
+
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Reply:
+    """One answer. ``error`` is the traceback for the log when a hook raised."""
+
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    status: int = 200
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    error: str | None = None
+
+
+class Context:
+    """What the hooks may ask about the request, and say about the answer.
+
+        context.inference_id, context.custom_attributes, context.headers["x-my-header"]
+        context.set_response_header(0, "X-Model", "v2")
+
+    The methods with an index are those of the official toolkits' context, where a batch may hold several requests; here a
+    context always belongs to one, and the index is ignored.
+    """
+
+    model_name = "model"
+
+    def __init__(self, system_properties: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
+        self.system_properties = system_properties
+        self.headers: Mapping[str, str] = headers or {}
+        self.response_status = 200
+        self.response_headers: dict[str, str] = {}
+        self._request_id = ""
+
+    @property
+    def inference_id(self) -> str | None:
+        """``X-Amzn-SageMaker-Inference-Id``: what late labels refer to."""
+        return self.headers.get(INFERENCE_ID)
+
+    @property
+    def custom_attributes(self) -> str | None:
+        """``X-Amzn-SageMaker-Custom-Attributes``, as the caller sent it."""
+        return self.headers.get(CUSTOM_ATTRIBUTES)
+
+    @property
+    def request_processor(self) -> list[Context]:
+        return [self]
+
+    def get_request_properties(self) -> Mapping[str, str]:
+        return self.headers
+
+    def get_all_request_header(self, idx: int = 0) -> Mapping[str, str]:
+        return self.headers
+
+    def get_request_header(self, idx: int, key: str) -> str | None:
+        return self.headers.get(key.lower())
+
+    def get_request_id(self, idx: int = 0) -> str:
+        if not self._request_id:
+            import uuid
+
+            self._request_id = self.headers.get("x-amzn-requestid") or str(uuid.uuid4())
+        return self._request_id
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        self.set_response_header(idx, "content-type", value)
+
+    def get_response_content_type(self, idx: int = 0) -> str | None:
+        return self.response_headers.get("content-type")
+
+    def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
+        if not 200 <= code <= 599:
+            raise ValueError(f"response status {code!r} is not between 200 and 599")
+        self.response_status = code
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        key, value = str(key).lower(), str(value)
+        if not key.isascii() or not key.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"{key!r} is no name for a response header")
+        if not value.isascii() or not value.isprintable():
+            raise ValueError(f"response header {key!r} holds what HTTP does not carry: {value!r}")
+        self.response_headers[key] = value
+
+
+def _cuda() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available())
+
+
+class _Hook:
+    """A function of the user's, called with the context only if it has a parameter for it."""
+
+    __slots__ = ("_function", "_wants_context")
+
+    def __init__(self, name: str, function: Any) -> None:
+        arguments = _ARGUMENTS[name]
+        if not callable(function):
+            raise HookError(f"{name} is not a function but {function!r}.")
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise HookError(f"{name} is async. Hooks are plain functions: they run in threads of their own.")
+        # The same rule as the official toolkit's: it goes by the number of parameters alone.
+        takes = len(inspect.signature(function).parameters)
+        if takes not in (len(arguments), len(arguments) + 1):
+            line = function.__code__.co_firstlineno if inspect.isfunction(function) else "?"
+            raise HookError(
+                f"{name} (line {line}) takes {takes} parameters. Define it as {name}({', '.join(arguments)}) or "
+                f"{name}({', '.join(arguments)}, context)."
+            )
+        self._function: Callable[..., Any] = function
+        self._wants_context = takes > len(arguments)
+
+    def __call__(self, context: Context, *arguments: Any) -> Any:
+        return self._function(*arguments, context) if self._wants_context else self._function(*arguments)
+
+
+class Handler:
+    """Answers invocations with a loaded model. Calls may come from several threads at once."""
+
+    def __init__(
+        self, model: Any, hooks: Mapping[str, _Hook], model_dir: Path, signature: Signature | None, default_accept: str
+    ) -> None:
+        self._model, self._default_accept = model, default_accept
+        self._device = "cuda" if _cuda() else "cpu"
+        self._properties = _properties(model_dir)
+        self._transform, self._input = hooks.get("transform_fn"), hooks.get("input_fn")
+        self._predict, self._output = hooks.get("predict_fn"), hooks.get("output_fn")
+        self._inputs: tuple[Tensor, ...] = tuple(signature.inputs) if signature else ()
+        self._torch: Any = None
+        self._default_predict: Callable[[Any], Any] | None = None
+        if self._transform:
+            return
+        if not self._predict:
+            self._default_predict = _predictor(model)
+        if not self._input:
+            # The first request should not pay for the import, and a signature that nobody can meet is the bundle's fault.
+            importlib.import_module("numpy")
+            try:
+                codecs.check_dtypes(self._inputs)
+            except ValueError as error:
+                raise HookError(str(error)) from error
+            self._torch = sys.modules.get("torch")
+
+    @classmethod
+    def load(cls, model_dir: Path, code_dir: Path, program: str, default_accept: str = codecs.JSON) -> Handler:
+        """Import the user's module, load the model, warm it up.
+
+        Raises:
+            HookError: there is no module, or it breaks the contract.
+            Exception: whatever the user's own code raised.
+        """
+        module = _import(code_dir, program)
+        hooks = {}
+        for name in _ARGUMENTS:
+            if (function := getattr(module, name, None)) is not None:
+                hooks[name] = _Hook(name, function)
+        parts = [name for name in ("input_fn", "predict_fn", "output_fn") if name in hooks]
+        if "transform_fn" in hooks and parts:
+            raise HookError(f"{program} defines transform_fn together with {', '.join(parts)}. Use one or the other.")
+        if "model_fn" not in hooks:
+            raise HookError(f"{program} defines no model_fn. Define model_fn(model_dir), which returns the model.")
+        signature = None
+        if (model_dir / "windlass.json").exists():
+            from windlass import artifact, errors
+
+            try:
+                manifest = artifact.read_manifest(model_dir)
+            except errors.InvalidInput as error:
+                raise HookError(str(error)) from error
+            signature = manifest.signature if manifest else None
+        context = Context(_properties(model_dir))
+        if "pre_model_fn" in hooks:
+            hooks["pre_model_fn"](context, str(model_dir))
+        model = hooks["model_fn"](context, str(model_dir))
+        handler = cls(model, hooks, model_dir, signature, default_accept)
+        if "model_warmup_fn" in hooks:
+            hooks["model_warmup_fn"](context, str(model_dir), model)
+        return handler
+
+    def __call__(self, invocation: Invocation) -> Reply:
+        """Never raises: what a hook raises becomes a 500 with the traceback, or the status that the exception carries."""
+        context = Context(self._properties, invocation.headers)
+        try:
+            return self._answer(invocation, context)
+        except codecs.Refused as error:
+            return Reply(f"{error}\n".encode(), status=error.status)
+        except codecs.Unwritable as error:
+            return Reply(f"{error}\n".encode(), status=500, error=str(error))
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, also SystemExit; the server goes on
+            trace = user_traceback(error)
+            status = _status(error)
+            return Reply(f"{_message(error)}\n{trace}".encode(errors="replace"), status=status, error=trace)
+
+    def _answer(self, invocation: Invocation, context: Context) -> Reply:
+        headers = invocation.headers
+        content_type = headers.get("content-type")
+        accept = headers.get("accept")
+        if not accept or accept == "*/*":
+            accept = self._default_accept
+        body: bytes | str = invocation.body
+        if content_type and codecs.media_type(content_type)[0] in codecs.TEXT:
+            body = codecs.text(invocation.body, content_type)
+
+        if self._transform:
+            result = self._transform(context, self._model, body, content_type, accept)
+        else:
+            data = self._input(context, body, content_type) if self._input else self._read(body, content_type)
+            if self._default_predict:
+                prediction = self._default_predict(data)
+            else:
+                assert self._predict
+                prediction = self._predict(context, data, self._model)
+            if self._output:
+                result = self._output(context, prediction, accept)
+            else:
+                kind = codecs.negotiate(accept, codecs.OUT)
+                result = codecs.encode(prediction, kind), kind
+        # A pair is (body, content type): older than the context, and still in many scripts.
+        answer, kind = result if isinstance(result, tuple) and len(result) == 2 else (result, _first_type(accept))
+        reply = Reply(_body(answer), str(kind), context.response_status)
+        for name, value in context.response_headers.items():
+            if name == "content-type":
+                reply.content_type = value
+            elif name != "content-length":
+                reply.headers.append((name, value))
+        return reply
+
+    def _read(self, body: bytes | str, content_type: str | None) -> Any:
+        """The default input_fn. Arrays become tensors when the user's code has imported torch."""
+        data = codecs.decode(body, content_type, self._inputs)
+        if self._torch is None:
+            return data
+        if isinstance(data, dict) and self._inputs:
+            return {name: self._tensor(array, body) for name, array in data.items()}
+        return self._tensor(data, body)
+
+    def _tensor(self, value: Any, body: bytes | str) -> Any:
+        numpy = sys.modules["numpy"]
+        if not isinstance(value, numpy.ndarray):
+            return value
+        tensor = self._torch.from_numpy(value)
+        if not self._inputs and isinstance(body, str):
+            tensor = tensor.float()  # the official PyTorch toolkit's rule for JSON and CSV: always a FloatTensor
+        return tensor.to(self._device)
+
+
+def _properties(model_dir: Path) -> Mapping[str, Any]:
+    """Under the names of the official context."""
+    return {
+        "model_dir": str(model_dir),
+        "gpu_id": 0 if _cuda() else None,
+        "batch_size": 1,
+        "server_name": "windlass",
+    }
+
+
+def _import(code_dir: Path, program: str) -> ModuleType:
+    path = code_dir / program
+    if not path.is_file():
+        others = sorted(file.name for file in code_dir.glob("*.py")) if code_dir.is_dir() else []
+        found = f"It holds {', '.join(others[:5])}: set SAGEMAKER_PROGRAM." if others else "It holds no Python file."
+        if not code_dir.is_dir():
+            found = "That folder does not exist."
+        raise HookError(
+            f"no {program} in {code_dir}. {found} The bundle needs code/{program} with model_fn(model_dir) and, if the "
+            "defaults do not fit, input_fn, predict_fn and output_fn."
+        )
+    sys.path.insert(0, str(code_dir))
+    if path.parent != code_dir:
+        sys.path.insert(0, str(path.parent))
+    name = path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise HookError(f"{path} is not a Python file. Set SAGEMAKER_PROGRAM to one that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, pickle and the user's other modules look it up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _predictor(model: Any) -> Callable[[Any], Any]:
+    """The default predict_fn: what the model itself offers."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        model.to("cuda" if _cuda() else "cpu").eval()
+
+        def forward(data: Any) -> Any:
+            with torch.no_grad():
+                return model(**data) if isinstance(data, dict) else model(data)
+
+        return forward
+    if callable(getattr(model, "predict", None)):
+        predict: Callable[[Any], Any] = model.predict
+        return predict
+    if callable(model):
+
+        def call(data: Any) -> Any:
+            # The Hugging Face toolkit's rule, for pipelines.
+            if isinstance(data, dict) and "inputs" in data:
+                return model(data["inputs"], **(data.get("parameters") or {}))
+            return model(data)
+
+        return call
+    raise HookError(
+        f"model_fn returned {type(model).__name__}, which is no torch module, has no predict() and cannot be called. "
+        "Define predict_fn(data, model)."
+    )
+
+
+def _first_type(accept: str) -> str:
+    """The content type of an answer whose output_fn named none: what the caller wants most, if that is one type."""
+    return next((kind for kind in codecs.accepted(accept) if "*" not in kind), codecs.JSON)
+
+
+def _body(answer: Any) -> bytes:
+    if isinstance(answer, bytes):
+        return answer
+    if isinstance(answer, str):
+        return answer.encode()
+    if isinstance(answer, bytearray | memoryview):
+        return bytes(answer)
+    return codecs.encode(answer, codecs.JSON)  # as the model servers under the official toolkits do with other objects
+
+
+def _status(error: BaseException) -> int:
+    """The status that an exception carries: `sagemaker_inference` calls it status_code, Multi Model Server error_code."""
+    for attribute in ("status_code", "error_code"):
+        status = getattr(error, attribute, None)
+        if type(status) is int and 400 <= status <= 599:
+            return status
+    return 500
+
+
+def _message(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip()
+
+
+_OURS = (str(Path(__file__).parent) + os.sep, "<frozen importlib", "<frozen runpy")
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback as if the user had called the hook: without the frames of this package and of the import system."""
+    if isinstance(error, HookError):
+        return f"{error}\n"
+    report = traceback.TracebackException.from_exception(error)
+    seen: set[int] = set()
+    chain: list[traceback.TracebackException | None] = [report]
+    while chain:
+        part = chain.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        part.stack[:] = [frame for frame in part.stack if not frame.filename.startswith(_OURS)]
+        chain += [part.__cause__, part.__context__]
+    return "".join(report.format())

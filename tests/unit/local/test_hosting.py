@@ -1,0 +1,539 @@
+"""Models, configs and endpoints without HTTP: real model servers, a clock and alarms that the test moves."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.s3.models import s3_backends
+
+from windlass.local import storage
+from windlass.local.cloud import ACCOUNT
+from windlass.local.faults import Fault
+from windlass.local.hosting import Hosting
+from windlass.local.metric_store import MetricStore
+from windlass.local.processes import Keeper
+
+REGION = "eu-west-1"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/sagemaker"
+ECHO = """
+def model_fn(model_dir):
+    return open(model_dir + "/version").read()
+def transform_fn(model, body, content_type, accept):
+    if "raise" in str(body):
+        raise ValueError("the user's own error")
+    return model, "text/plain"
+"""
+
+
+class HeldClock:
+    """``sleep`` returns when the test has moved the time that far."""
+
+    def __init__(self) -> None:
+        self._time = 1_700_000_000.0
+        self._until: dict[int, float] = {}
+        self._moved = threading.Condition()
+
+    def now(self) -> float:
+        return self._time
+
+    def sleep(self, seconds: float) -> None:
+        with self._moved:
+            until = self._until[threading.get_ident()] = self._time + seconds
+            self._moved.notify_all()
+            assert self._moved.wait_for(lambda: self._time >= until, 30)
+            del self._until[threading.get_ident()]
+
+    def wait_for_sleeper(self) -> None:
+        """Return when somebody waits for this clock: a deployment has shifted its traffic and bakes."""
+        with self._moved:
+            assert self._moved.wait_for(lambda: any(until > self._time for until in self._until.values()), 30)
+
+    def advance(self, seconds: float) -> None:
+        with self._moved:
+            self._time += seconds
+            self._moved.notify_all()
+
+
+class Alarms:
+    def __init__(self) -> None:
+        self.now: dict[str, str] = {}
+
+    def states(self, region: str, names: list[str]) -> dict[str, str]:
+        return {name: self.now[name] for name in names if name in self.now}
+
+
+class Events:
+    def __init__(self) -> None:
+        self.details: list[Any] = []
+        self.came = threading.Condition()
+
+    def put(self, region: str, event: dict[str, Any]) -> None:
+        with self.came:
+            self.details.append(event["detail"])
+            self.came.notify_all()
+
+    def wait_for(self, status: str) -> None:
+        with self.came:
+            assert self.came.wait_for(lambda: self.statuses[-1:] == [status], 30), self.statuses
+
+    @property
+    def statuses(self) -> list[str]:
+        return [detail["EndpointStatus"] for detail in self.details]
+
+
+class Cloud:
+    """The parts of the local cloud that hosting touches."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.tags: dict[str, dict[str, str]] = {}
+        self.clock = HeldClock()
+        self.alarms = Alarms()
+        self.events = Events()
+        self.keeper = Keeper()
+        self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
+        self.packages: dict[str, Any] = {}
+        self.registry = self
+        self.hosting = Hosting(self)  # type: ignore[arg-type]
+
+    def package(self, region: str, name: str) -> Any:
+        return self.packages[name]
+
+    def process_environment(self, region: str) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"]}
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    s3_backends[ACCOUNT]["aws"].create_bucket("models", REGION)
+    cloud = Cloud(tmp_path)
+    yield cloud
+    cloud.hosting.close()
+    cloud.keeper.close()
+    cloud.metrics.close()
+    s3_backends.reset()
+
+
+def archive(version: str, code: str = ECHO) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, text in (("version", version), ("code/inference.py", code)):
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+def make_model(cloud: Cloud, name: str, code: str = ECHO) -> None:
+    storage.write(f"s3://models/{name}.tar.gz", archive(name, code))
+    container = {"Image": "pytorch", "ModelDataUrl": f"s3://models/{name}.tar.gz"}
+    cloud.hosting.create_model(REGION, {"ModelName": name, "ExecutionRoleArn": ROLE, "PrimaryContainer": container})
+
+
+def variant(model: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "VariantName": "main",
+        "ModelName": model,
+        "InstanceType": "ml.m5.large",
+        "InitialInstanceCount": 1,
+        **changes,
+    }
+
+
+def make_config(cloud: Cloud, name: str, *variants: dict[str, Any], **more: Any) -> None:
+    request = {"EndpointConfigName": name, "ProductionVariants": list(variants or (variant(name),)), **more}
+    cloud.hosting.create_endpoint_config(REGION, request)
+
+
+def start(cloud: Cloud, config: str, *, expect: str | None = "InService") -> None:
+    cloud.hosting.create_endpoint(REGION, {"EndpointName": "digits", "EndpointConfigName": config})
+    assert cloud.hosting.wait(REGION, "digits", timeout=30) == expect, describe(cloud)
+
+
+def update(cloud: Cloud, config: str, **more: Any) -> None:
+    cloud.hosting.update_endpoint(REGION, {"EndpointName": "digits", "EndpointConfigName": config, **more})
+
+
+def describe(cloud: Cloud) -> dict[str, Any]:
+    return cloud.hosting.describe_endpoint(REGION, {"EndpointName": "digits"})
+
+
+def invoke(
+    cloud: Cloud, body: bytes = b"x", *, name: str = "digits", **headers: str
+) -> tuple[int, Mapping[str, str], bytes]:
+    started: list[Any] = []
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": f"/endpoints/{name}/invocations",
+        "CONTENT_TYPE": "application/json",
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_AUTHORIZATION": f"AWS4-HMAC-SHA256 Credential=key/20260101/{REGION}/sagemaker/aws4_request, Signature=x",
+        "wsgi.input": io.BytesIO(body),
+        **headers,
+    }
+    [answer] = cloud.hosting.invoke(environ, lambda status, headers: started.extend((status, headers)))
+    return int(started[0].split()[0]), dict(started[1]), answer
+
+
+def canary(
+    *, percent: int = 20, wait: int = 100, termination: int = 100, alarms: tuple[str, ...] = ("accuracy",)
+) -> dict[str, Any]:
+    size = {"Type": "CAPACITY_PERCENT", "Value": percent}
+    routing = {"Type": "CANARY", "WaitIntervalInSeconds": wait, "CanarySize": size}
+    return {
+        "BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing, "TerminationWaitInSeconds": termination},
+        "AutoRollbackConfiguration": {"Alarms": [{"AlarmName": name} for name in alarms]},
+    }
+
+
+# -- records --------------------------------------------------------------------------------------------------------------
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(Fault) as refused:
+        call()
+    assert refused.value.code == "ValidationException"
+    return refused.value.message
+
+
+def test_models_and_configs_are_kept_as_they_were_given(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+
+    model = cloud.hosting.describe_model(REGION, {"ModelName": "v1"})
+    assert model["ModelArn"] == f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:model/v1"
+    assert model["PrimaryContainer"] == {"Image": "pytorch", "ModelDataUrl": "s3://models/v1.tar.gz"}
+    config = cloud.hosting.describe_endpoint_config(REGION, {"EndpointConfigName": "v1"})
+    assert config["ProductionVariants"] == [variant("v1", InitialVariantWeight=1.0)]
+    assert [each["ModelName"] for each in cloud.hosting.list_models(REGION, {})["Models"]] == ["v1"]
+    assert cloud.hosting.list_models("us-east-1", {})["Models"] == []
+    cloud.hosting.delete_model(REGION, {"ModelName": "v1"})
+    assert "Could not find model" in refusal(lambda: cloud.hosting.describe_model(REGION, {"ModelName": "v1"}))
+
+
+def test_what_does_not_exist_or_exists_already_is_refused_as_on_aws(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}"
+    hosting = cloud.hosting
+
+    assert refusal(lambda: make_model(cloud, "v1")) == f'Cannot create already existing model "{arn}:model/v1".'
+    assert refusal(lambda: make_config(cloud, "v1")) == (
+        f'Cannot create already existing endpoint configuration "{arn}:endpoint-config/v1".'
+    )
+    assert refusal(lambda: make_config(cloud, "v2", variant("absent"))) == f'Could not find model "{arn}:model/absent".'
+    assert (
+        refusal(lambda: start(cloud, "absent"))
+        == f'Could not find endpoint configuration "{arn}:endpoint-config/absent".'
+    )
+    assert refusal(lambda: update(cloud, "v1")) == f'Could not find endpoint "{arn}:endpoint/digits".'
+    assert refusal(lambda: hosting.delete_endpoint(REGION, {"EndpointName": "digits"})).startswith(
+        "Could not find endpoint"
+    )
+
+
+@pytest.mark.parametrize("uri", ["s3://models/absent.tar.gz", "s3://no-such-bucket/model.tar.gz"])
+def test_model_data_must_exist(cloud: Cloud, uri: str) -> None:
+    container = {"Image": "pytorch", "ModelDataUrl": uri}
+    request = {"ModelName": "v1", "ExecutionRoleArn": ROLE, "PrimaryContainer": container}
+
+    assert refusal(lambda: cloud.hosting.create_model(REGION, request)) == f"Could not find model data at {uri}."
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "named"),
+    [
+        ({"ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 1}}, {}, "ServerlessConfig"),
+        ({}, {"AsyncInferenceConfig": {"OutputConfig": {}}}, "AsyncInferenceConfig"),
+        ({}, {"ShadowProductionVariants": [variant("v1")]}, "ShadowProductionVariants"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(
+    cloud: Cloud, changes: dict[str, Any], more: dict[str, Any], named: str
+) -> None:
+    make_model(cloud, "v1")
+
+    assert f"does not implement {named}" in refusal(lambda: make_config(cloud, "v1", variant("v1", **changes), **more))
+
+
+def test_a_model_package_brings_its_container_and_must_be_approved(cloud: Cloud) -> None:
+    storage.write("s3://models/v1.tar.gz", archive("v1"))
+    arn = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:model-package/digits/1"
+    container = {"Image": "pytorch", "ModelDataUrl": "s3://models/v1.tar.gz"}
+    package = {"ModelPackageArn": arn, "InferenceSpecification": {"Containers": [container]}}
+    cloud.packages[arn] = {**package, "ModelApprovalStatus": "PendingManualApproval"}
+    request = {"ModelName": "v1", "ExecutionRoleArn": ROLE, "PrimaryContainer": {"ModelPackageName": arn}}
+
+    assert "PendingManualApproval" in refusal(lambda: cloud.hosting.create_model(REGION, request))
+    cloud.packages[arn]["ModelApprovalStatus"] = "Approved"
+    cloud.hosting.create_model(REGION, request)
+
+    make_config(cloud, "v1")
+    start(cloud, "v1")
+    assert invoke(cloud)[2] == b"v1"
+
+
+# -- serving --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_serves_and_is_described(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1", variant("v1", InitialInstanceCount=2))
+
+    start(cloud, "v1")
+
+    status, headers, body = invoke(cloud)
+    assert (status, body) == (200, b"v1")
+    assert headers["x-Amzn-Invoked-Production-Variant"] == "main"
+    assert headers["Content-Type"].startswith("text/plain")
+    described = describe(cloud)
+    assert described["EndpointConfigName"] == "v1"
+    [shown] = described["ProductionVariants"]
+    assert (shown["CurrentInstanceCount"], shown["DesiredInstanceCount"], shown["CurrentWeight"]) == (2, 2, 1.0)
+    assert "PendingDeploymentSummary" not in described
+    assert cloud.events.statuses == ["CREATING", "IN_SERVICE"]
+
+
+def test_a_deleted_endpoint_is_gone(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    start(cloud, "v1")
+
+    cloud.hosting.delete_endpoint(REGION, {"EndpointName": "digits"})
+
+    assert cloud.hosting.wait(REGION, "digits", timeout=30) is None
+    assert json.loads(invoke(cloud)[2])["Message"] == f"Endpoint digits of account {ACCOUNT} not found."
+    assert list((cloud.state / "endpoints" / "digits").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "code", "said"),
+    [
+        ({}, b"raise", 424, "ModelError", "the user's own error"),
+        ({"HTTP_X_AMZN_SAGEMAKER_TARGET_VARIANT": "other"}, b"x", 400, "ValidationError", "Variant other not found"),
+        (
+            {"HTTP_X_AMZN_SAGEMAKER_TARGET_MODEL": "m.tar.gz"},
+            b"x",
+            400,
+            "ValidationError",
+            "not a multi-model endpoint",
+        ),
+        ({}, b"x" * (6 * 2**20 + 1), 413, None, "HTTP content length exceeded 6291456 bytes."),
+    ],
+)
+def test_errors_of_the_data_plane_are_those_of_aws(
+    cloud: Cloud, headers: dict[str, str], body: bytes, status: int, code: str | None, said: str
+) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    start(cloud, "v1")
+
+    got, answered, text = invoke(cloud, body, **headers)
+
+    assert (got, answered.get("x-amzn-ErrorType")) == (status, code)
+    assert said in text.decode()
+    if code == "ModelError":
+        error = json.loads(text)
+        assert error["OriginalStatusCode"] == 500
+        assert error["LogStreamArn"].startswith(
+            f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/sagemaker/Endpoints/digits:"
+        )
+        assert error["Message"].startswith("Received server error (500) from primary with message ")
+
+
+def test_a_script_that_raises_fails_the_endpoint_with_its_traceback(cloud: Cloud) -> None:
+    make_model(cloud, "v1", "def model_fn(model_dir):\n    raise RuntimeError('weights do not fit')\n")
+    make_config(cloud, "v1")
+
+    start(cloud, "v1", expect="Failed")
+
+    reason = describe(cloud)["FailureReason"]
+    assert "production variant main did not pass the ping health check" in reason
+    assert "RuntimeError: weights do not fit" in reason
+    assert "can only be deleted" in refusal(lambda: update(cloud, "v1"))
+    cloud.hosting.delete_endpoint(REGION, {"EndpointName": "digits"})
+    assert cloud.hosting.wait(REGION, "digits", timeout=30) is None
+
+
+def test_a_corrupt_archive_fails_the_endpoint_with_its_address(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    storage.write("s3://models/v1.tar.gz", b"not an archive")
+    make_config(cloud, "v1")
+
+    start(cloud, "v1", expect="Failed")
+
+    assert (
+        'Failed to extract model data archive for container "primary" from URL "s3://models/v1.tar.gz"'
+        in (describe(cloud)["FailureReason"])
+    )
+
+
+def test_invocations_are_measured_and_captured(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    capture = {
+        "InitialSamplingPercentage": 100,
+        "DestinationS3Uri": "s3://models/captured",
+        "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+        "CaptureContentTypeHeader": {"JsonContentTypes": ["application/json"]},
+    }
+    make_config(cloud, "v1", DataCaptureConfig=capture)
+    start(cloud, "v1")
+    invoke(cloud, b"{}", HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID="id-1")
+    invoke(cloud, b"raise")
+
+    cloud.hosting.close()
+
+    names = {metric.name for _, metric in cloud.metrics.metrics(REGION, 0)}
+    assert {"Invocations", "Invocation5XXErrors", "ModelLatency", "OverheadLatency", "InvocationsPerInstance"} <= names
+    [key] = storage.keys("s3://models/captured/digits/main/")
+    [record] = [json.loads(line) for line in storage.read(key).splitlines()]
+    assert record["eventMetadata"]["inferenceId"] == "id-1"
+    assert record["captureData"]["endpointInput"]["data"] == "{}"
+    summary = describe(cloud)["DataCaptureConfig"]
+    assert (summary["CaptureStatus"], summary["CurrentSamplingPercentage"]) == ("Started", 100)
+
+
+# -- updates --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serving(cloud: Cloud) -> Cloud:
+    """An endpoint on v1, and a config v2 to go to."""
+    for name in ("v1", "v2"):
+        make_model(cloud, name)
+        make_config(cloud, name)
+    start(cloud, "v1")
+    return cloud
+
+
+def answers(cloud: Cloud, count: int = 100) -> dict[bytes, int]:
+    bodies = [invoke(cloud)[2] for _ in range(count)]
+    return {body: bodies.count(body) for body in bodies}
+
+
+def test_a_plain_update_replaces_the_fleet(serving: Cloud) -> None:
+    update(serving, "v2")
+
+    assert describe(serving)["PendingDeploymentSummary"]["EndpointConfigName"] == "v2"
+    assert "Cannot update in-progress endpoint" in refusal(lambda: update(serving, "v2"))
+    delete = {"EndpointName": "digits"}
+    assert "Cannot update in-progress endpoint" in refusal(lambda: serving.hosting.delete_endpoint(REGION, delete))
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert describe(serving)["EndpointConfigName"] == "v2"
+    assert answers(serving, 5) == {b"v2": 5}
+
+
+def test_a_canary_takes_its_share_and_then_all(serving: Cloud) -> None:
+    serving.alarms.now = {"accuracy": "OK"}
+    update(serving, "v2", DeploymentConfig=canary(percent=20))
+    serving.clock.wait_for_sleeper()
+
+    assert answers(serving)[b"v2"] == pytest.approx(20, abs=2)
+    serving.clock.advance(100.3)
+    serving.clock.wait_for_sleeper()
+    assert answers(serving, 10) == {b"v2": 10}
+    assert describe(serving)["EndpointStatus"] == "Updating"
+    assert describe(serving)["EndpointConfigName"] == "v1"
+    serving.clock.advance(100.3)
+
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert describe(serving)["EndpointConfigName"] == "v2"
+    assert describe(serving)["LastDeploymentConfig"] == canary(percent=20)
+
+
+def test_an_alarm_brings_the_old_config_back(serving: Cloud) -> None:
+    update(serving, "v2", DeploymentConfig=canary())
+    serving.clock.wait_for_sleeper()
+
+    serving.alarms.now = {"accuracy": "ALARM"}
+    serving.clock.advance(0.3)
+
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    described = describe(serving)
+    assert described["EndpointConfigName"] == "v1"
+    assert "accuracy" in described["FailureReason"]
+    assert answers(serving, 10) == {b"v1": 10}
+    serving.events.wait_for("IN_SERVICE")
+    assert serving.events.statuses[-3:] == ["UPDATING", "ROLLING_BACK", "IN_SERVICE"]
+
+
+def test_an_alarm_that_rings_already_rolls_back_before_anything_starts(serving: Cloud) -> None:
+    serving.alarms.now = {"accuracy": "ALARM"}
+
+    update(serving, "v2", DeploymentConfig=canary())
+
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert describe(serving)["EndpointConfigName"] == "v1"
+
+
+def test_a_new_fleet_that_does_not_come_up_leaves_the_old_one(serving: Cloud) -> None:
+    make_model(serving, "v3", "raise ImportError('no module named missing')")
+    make_config(serving, "v3")
+
+    update(serving, "v3")
+
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    described = describe(serving)
+    assert described["EndpointConfigName"] == "v1"
+    assert "ImportError: no module named missing" in described["FailureReason"]
+    assert answers(serving, 3) == {b"v1": 3}
+
+
+def test_no_request_is_lost_while_fleets_change(serving: Cloud) -> None:
+    stop, statuses = threading.Event(), []
+
+    def load() -> None:
+        while not stop.is_set():
+            statuses.append(invoke(serving)[0])
+
+    clients = [threading.Thread(target=load) for _ in range(4)]
+    for client in clients:
+        client.start()
+    for config in ("v2", "v1"):
+        update(serving, config)
+        assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    stop.set()
+    for client in clients:
+        client.join()
+
+    assert len(statuses) > 100
+    assert set(statuses) == {200}
+
+
+def test_variant_names_must_match_under_guardrails(serving: Cloud) -> None:
+    make_config(serving, "renamed", variant("v2", VariantName="other"))
+
+    assert "must match" in refusal(lambda: update(serving, "renamed", DeploymentConfig=canary()))
+
+
+def test_retained_properties_stay(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "one", variant("v1", InitialInstanceCount=2, InitialVariantWeight=3.0))
+    make_config(cloud, "two", variant("v1", InitialInstanceCount=1, InitialVariantWeight=1.0))
+    start(cloud, "one")
+
+    excluded = [{"VariantPropertyType": "DesiredWeight"}]
+    update(cloud, "two", RetainAllVariantProperties=True, ExcludeRetainedVariantProperties=excluded)
+
+    assert cloud.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    [shown] = describe(cloud)["ProductionVariants"]
+    assert (shown["DesiredInstanceCount"], shown["DesiredWeight"]) == (2, 1.0)
+
+
+def test_reset_forgets_everything(serving: Cloud) -> None:
+    serving.hosting.reset()
+
+    assert serving.hosting.list_endpoints(REGION, {})["Endpoints"] == []
+    assert invoke(serving)[0] == 400
+    make_model(serving, "v1")
+    make_config(serving, "v1")
+    start(serving, "v1")
+    assert invoke(serving)[2] == b"v1"

@@ -1,0 +1,381 @@
+"""Codecs: what is well-formed comes back, what is not is refused with a 4xx, and nothing else ever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from windlass.artifact import Tensor
+from windlass.runtime import codecs
+from windlass.runtime.codecs import CSV, JSON, NPY, NPZ, Refused, Unwritable
+
+IMAGE = (Tensor("image", "uint8", ("batch", 2, 2)),)
+PAIR = (Tensor("left", "float32", ("batch", 3)), Tensor("right", "int64", ("batch",)))
+TEXTS = (Tensor("text", "str", ("batch",)),)
+
+
+def npy(array: Any) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def npz(**arrays: Any) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def status_of(call: Callable[[], Any]) -> int:
+    """200, or the status it is refused with. Any other exception fails the test."""
+    try:
+        call()
+    except Refused as error:
+        return error.status
+    return 200
+
+
+# --- media types
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/json", JSON),
+        ("*/*", JSON),
+        ("text/*", CSV),
+        ("text/csv;q=0.2, application/x-npy;q=0.9", NPY),
+        ("image/png, Text/CSV", CSV),
+        ("application/json;q=0, text/csv", CSV),
+    ],
+)
+def test_negotiate_takes_what_the_caller_wants_most(accept: str, kind: str) -> None:
+    assert codecs.negotiate(accept, codecs.OUT) == kind
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/json;q=0", "application/json;q=much", ";;,", "text/"])
+def test_negotiate_refuses_what_is_not_offered(accept: str) -> None:
+    with pytest.raises(Refused, match="This model answers as") as refused:
+        codecs.negotiate(accept, codecs.OUT)
+    assert refused.value.status == 406
+
+
+@given(st.text(max_size=60))
+def test_any_header_is_parsed_or_refused(header: str) -> None:
+    codecs.media_type(header)
+    assert status_of(lambda: codecs.negotiate(header, codecs.OUT)) in (200, 406)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "says"),
+    [
+        (b"\xff", "application/json", 400, "not utf-8: invalid start byte at byte 0"),
+        (b"[1]", "application/json; charset=klingon", 415, "klingon"),
+        (b"[1]", "application/json; charset=hex", 415, "hex"),
+        (b"[1]", "image/png", 415, "'image/png' is not supported"),
+        (b"[1]", None, 415, "no Content-Type"),
+        (b"", JSON, 400, "malformed JSON: Expecting value: line 1 column 1"),
+        (b"[1,", JSON, 400, "malformed JSON"),
+        (b"[NaN]", JSON, 400, "NaN is not a JSON value"),
+        (b"[" * 100_000, JSON, 400, "nested too deeply"),
+        (b"[" + b"9" * 5000 + b"]", JSON, 400, "malformed JSON"),
+        (b"", CSV, 400, "empty"),
+        (b"1,2\n3", CSV, 400, "number of columns changed"),
+        (b"1,x", CSV, 400, "could not convert string 'x'"),
+        (b"", NPY, 400, "malformed NPY"),
+        (npy(np.zeros(3))[:-1], NPY, 400, "is 24 bytes, 23 came"),
+        (npy(np.zeros(3)) + b"!", NPY, 400, "is 24 bytes, 25 came"),
+        (pickle.dumps([1]), NPY, 400, "malformed NPY"),
+        (npy(np.array([{}], dtype=object)), NPY, 400, "Pickles are never loaded"),
+        (npy(np.zeros(2, dtype=[("a", "i4")])), NPY, 400, r"dtype \["),
+        (npy(np.array(["2020-01-01"], dtype="M8[D]")), NPY, 400, "M8"),
+        (npy(np.zeros(3)), NPZ, 400, "malformed NPZ"),
+        (npz(a=np.array([{}], dtype=object)), NPZ, 400, "in NPZ member 'a'"),
+    ],
+)
+def test_decode_refuses_malformed_bodies(body: bytes, content_type: str | None, status: int, says: str) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        codecs.decode(body, content_type)
+    assert refused.value.status == status
+
+
+def test_npy_header_that_claims_terabytes_is_refused_before_memory_is_asked_for() -> None:
+    header = npy(np.zeros(1)).replace(b"(1,), }", b"(1" + b"0" * 12 + b",), }")
+    body = header[: 128 + 12]
+    with pytest.raises(Refused, match="malformed NPY"):
+        codecs.decode(body, NPY)
+
+
+@pytest.mark.parametrize(
+    ("descr", "shape", "body"),
+    [
+        ("<f3", (0,), b""),
+        ("<f8", (0, 2**40, 2**40), b""),
+        ("<f8", (-1,), b""),
+        ("<f8", [1], bytes(8)),
+        ("<f8", (True,), bytes(8)),
+        ("<U1", (1,), b"\xff" * 4),
+        ("<f8", (0,) * 40, b""),
+    ],
+)
+def test_npy_headers_that_no_array_has_are_refused(descr: str, shape: Any, body: bytes) -> None:
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    with pytest.raises(Refused) as refused:
+        codecs.decode(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body, NPY)
+    assert refused.value.status == 400
+
+
+def test_npz_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codecs, "MAX_UNPACKED_BYTES", 10_000)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", bytes(1 << 20))
+    with pytest.raises(Refused, match="more than 10000 bytes") as refused:
+        codecs.decode(stream.getvalue(), NPZ)
+    assert refused.value.status == 413
+
+
+# --- without a signature
+
+
+def test_json_numbers_become_an_array_and_the_rest_stays_plain() -> None:
+    assert codecs.decode(b"[[1, 2.5]]", JSON).tolist() == [[1, 2.5]]
+    assert codecs.decode(b'{"inputs": ["a"]}', JSON) == {"inputs": ["a"]}
+    assert codecs.decode(b'["a", "b"]', JSON) == ["a", "b"]
+    assert codecs.decode(b"[[1], [2, 3]]", JSON) == [[1], [2, 3]]
+
+
+def test_csv_has_the_shapes_of_the_official_toolkit() -> None:
+    assert codecs.decode(b"1,2\n3,4\n", CSV).shape == (2, 2)
+    assert codecs.decode(b"1,2,3\n", CSV).shape == (3,)
+
+
+# --- held to the signature
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"[[[1,2],[3,4]]]", JSON),
+        (b'{"image": [[[1,2],[3,4]]]}', JSON),
+        (npy(np.array([[[1, 2], [3, 4]]], np.uint8)), NPY),
+        (npy(np.asfortranarray(np.array([[[1, 2], [3, 4]]], np.uint8))), NPY),
+        (npz(image=np.array([[[1, 2], [3, 4]]], np.uint8)), NPZ),
+        (npz(arr_0=np.array([[[1, 2], [3, 4]]], np.uint8)), NPZ),
+    ],
+)
+def test_one_input_is_the_same_array_whatever_carried_it(body: bytes, content_type: str) -> None:
+    array = codecs.decode(body, content_type, IMAGE)
+    assert array.dtype == np.uint8
+    assert array.flags.writeable
+    assert array.tolist() == [[[1, 2], [3, 4]]]
+
+
+def test_several_inputs_come_by_name() -> None:
+    body = json.dumps({"right": [7], "left": [[1, 2.5, 3]]}).encode()
+    arrays = codecs.decode(body, JSON, PAIR)
+    assert {name: array.dtype.name for name, array in arrays.items()} == {"left": "float32", "right": "int64"}
+
+
+def test_texts_come_as_lists() -> None:
+    assert codecs.decode(b'["a", "b"]', JSON, TEXTS) == ["a", "b"]
+    assert codecs.decode(b'a\n"b,c"\n', CSV, TEXTS) == ["a", "b,c"]
+
+
+def test_csv_numbers_take_the_dtype_of_the_signature() -> None:
+    array = codecs.decode(b"1,2,3\n", CSV, (Tensor("x", "float32", ("batch", 3)),))
+    assert (array.dtype, array.shape) == (np.float32, (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([[1, 2], [3, 4]], r"input 'image': shape \(2, 2\) came, \(batch, 2, 2\) is expected. .* wrap it in a list"),
+        ([[[1, 2, 3]]], r"shape \(1, 1, 3\) came"),
+        ([[[1, 2], [3]]], "unequal length or depth came, an array of uint8"),
+        ([[[1, 2], [3, 0.5]]], r"fractions came \(0.5 at \[0, 1, 1\]\), uint8 is expected"),
+        ([[[1, 2], [3, 256]]], r"256 at \[0, 1, 1\] is outside uint8 \(0 to 255\)"),
+        ([[[1, 2], [3, -1]]], r"-1 at \[0, 1, 1\] is outside uint8"),
+        ([[[1, 2], [3, "4"]]], r'strings came \("4" at \[0, 1, 1\]\)'),
+        ([[[1, 2], [3, None]]], r"other than 64-bit numbers came \(null at \[0, 1, 1\]\)"),
+        ([[[1, 2], [3, 2**70]]], r"other than 64-bit numbers came \(1180591620717411303424 at"),
+        ([[[True, False], [True, True]]], "booleans came"),
+        ([], r"shape \(0,\) came"),
+        (7, r"shape \(\) came"),
+        (None, r"shape \(\) came"),
+        ({"imge": []}, "unknown input 'imge'. Did you mean 'image'"),
+        ({}, "input 'image' is missing. Came: none. Expected: 'image'"),
+        ({"image": {}}, "an object came"),
+    ],
+)
+def test_a_misfit_says_which_input_what_came_and_what_was_expected(value: Any, says: str) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        codecs.decode(json.dumps(value).encode(), JSON, IMAGE)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "says"),
+    [
+        (b'{"left": [[1,2,3]], "right": [1, 2]}', JSON, "input 'right': dimension 'batch' is 2, but 1 in input 'left'"),
+        (b'{"left": [[1,2,3]]}', JSON, "'right' is missing. Came: 'left'"),
+        (b'{"left": [[1,2,1e39]], "right": [1]}', JSON, r"1e\+39 at \[0, 2\] is too large for float32"),
+        (b"[[1,2,3]]", JSON, "one array came, but this model has the inputs 'left', 'right'"),
+        (b"1,2,3", CSV, "CSV carries one array"),
+    ],
+)
+def test_several_inputs_are_checked_together(body: bytes, content_type: str, says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        codecs.decode(body, content_type, PAIR)
+
+
+def test_npy_is_held_to_its_own_dtype() -> None:
+    with pytest.raises(Refused, match="dtype float64 came, uint8 is expected"):
+        codecs.decode(npy(np.zeros((1, 2, 2))), NPY, IMAGE)
+    widened = codecs.decode(npy(np.ones((1, 3), np.float16)), NPY, (Tensor("x", "float32", ("batch", 3)),))
+    assert widened.dtype == np.float32
+
+
+def test_numbers_are_no_texts() -> None:
+    with pytest.raises(Refused, match="strings are expected"):
+        codecs.decode(b'["a", 1]', JSON, TEXTS)
+
+
+def test_a_dtype_that_numpy_lacks_is_found_early() -> None:
+    with pytest.raises(ValueError, match="'x' has dtype 'uint9'"):
+        codecs.check_dtypes([Tensor("x", "uint9", (1,))])
+
+
+# --- there and back
+
+numbers = npst.arrays(
+    dtype=st.sampled_from(["uint8", "int64", "float32", "float64", "bool", ">i4", "<f2"]),
+    shape=npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+    elements={"allow_nan": False, "allow_infinity": False},
+)
+
+
+@given(numbers)
+def test_npy_and_npz_come_back_as_they_were(array: np.ndarray[Any, Any]) -> None:
+    for kind in (NPY, NPZ):
+        back = codecs.decode(codecs.encode(array, kind), kind)
+        back = back["arr_0"] if kind == NPZ else back
+        assert back.dtype == array.dtype.newbyteorder("=")
+        assert back.shape == array.shape
+        assert np.array_equal(back, array)
+
+
+@given(numbers.filter(lambda array: array.ndim > 0 and array.size > 0))
+def test_json_comes_back_equal(array: np.ndarray[Any, Any]) -> None:
+    signature = (Tensor("x", array.dtype.name, tuple(f"d{n}" for n in range(array.ndim))),)
+    back = codecs.decode(codecs.encode(array, JSON), JSON, signature)
+    assert back.dtype == array.dtype.newbyteorder("=")
+    assert np.array_equal(back, array)
+
+
+@given(npst.arrays("float64", st.tuples(st.integers(1, 5), st.integers(1, 5)), elements={"allow_nan": False}))
+def test_csv_comes_back_equal(array: np.ndarray[Any, Any]) -> None:
+    back = codecs.decode(codecs.encode(array, CSV), CSV, (Tensor("x", "float64", ("rows", "columns")),))
+    assert np.array_equal(back, array)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(json_values, st.sampled_from([(), IMAGE, PAIR, TEXTS]))
+def test_any_json_is_decoded_or_refused(value: Any, inputs: tuple[Tensor, ...]) -> None:
+    assert status_of(lambda: codecs.decode(json.dumps(value), JSON, inputs)) in (200, 400)
+
+
+@given(st.binary(max_size=200), st.sampled_from(codecs.IN), st.sampled_from([(), IMAGE, PAIR, TEXTS]))
+def test_any_bytes_are_decoded_or_refused(body: bytes, kind: str, inputs: tuple[Tensor, ...]) -> None:
+    assert status_of(lambda: codecs.decode(body, kind, inputs)) in (200, 400, 415)
+
+
+GOOD = {NPY: npy(np.arange(4, dtype=np.int16)), NPZ: npz(a=np.arange(4), b=np.ones(2))}
+
+
+@given(st.sampled_from([NPY, NPZ]), st.data())
+def test_damaged_arrays_are_decoded_or_refused(kind: str, data: st.DataObject) -> None:
+    body = bytearray(GOOD[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    assert status_of(lambda: codecs.decode(bytes(body), kind)) in (200, 400)
+
+
+@given(st.text(alphabet="{}()[]'\",: <>=|fiuOcVUSM0123456789descrortanhpFalseTrue_-\\\n", max_size=120))
+def test_hostile_npy_headers_are_refused(header: str) -> None:
+    raw = header.encode()
+    body = b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw
+    assert status_of(lambda: codecs.decode(body, NPY)) == 400
+
+
+# --- out
+
+
+def test_encode_reaches_arrays_and_tensors_inside() -> None:
+    import torch
+
+    value = {"label": [np.int64(3)], "score": torch.tensor([0.5], requires_grad=True), "half": torch.ones(1).bfloat16()}
+    assert json.loads(codecs.encode(value, JSON)) == {"label": [3], "score": [0.5], "half": [1.0]}
+
+
+def test_json_is_byte_for_byte_that_of_json_dumps() -> None:
+    assert codecs.encode([[0.1, 2]], JSON) == json.dumps([[0.1, 2]]).encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"a": [1.0, float("nan")]}, r"the prediction\['a'\]\[1\] is nan, which JSON cannot hold"),
+        (np.array([[1.0, -np.inf]]), r"the prediction\[0\]\[1\] is -inf"),
+        ([object()], "value of type object. Write an output_fn"),
+        ({(1, 2): 3}, "keys must be str"),
+        ([b"raw"], "type bytes"),
+    ],
+)
+def test_what_json_cannot_hold_is_named(value: Any, says: str) -> None:
+    with pytest.raises(Unwritable, match=says):
+        codecs.encode(value, JSON)
+
+
+def test_a_prediction_that_holds_itself_is_no_json() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    with pytest.raises(Unwritable):
+        codecs.encode(loop, JSON)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "says"),
+    [
+        ({"a": [1]}, CSV, "named values"),
+        (np.zeros((2, 2, 2)), CSV, r"shape \(2, 2, 2\) does not fit"),
+        ([[1], [2, 3]], NPY, "no array"),
+        ([None], NPY, "no array of numbers"),
+    ],
+)
+def test_a_prediction_that_fits_another_format_is_not_acceptable(value: Any, kind: str, says: str) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        codecs.encode(value, kind)
+    assert refused.value.status == 406
+
+
+def test_csv_writes_one_value_a_line_and_quotes_texts() -> None:
+    assert codecs.encode([1, 2], CSV) == b"1\n2\n"
+    assert codecs.encode(3, CSV) == b"3\n"
+    assert codecs.encode([["a,b", "c"]], CSV) == b'"a,b",c\n'

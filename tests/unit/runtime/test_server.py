@@ -1,0 +1,412 @@
+"""The model server as SageMaker sees it: a process, its port, its exit code and its output."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import httpx
+import pytest
+
+from windlass.runtime import server
+from windlass.runtime.server import BadSetting, Settings
+
+DEADLINE_SECONDS = 30
+
+ECHO = """
+    def model_fn(model_dir): return None
+    def transform_fn(model, body, content_type, accept): return body
+"""
+# Answers only when the test has opened the other end of a pipe, so that the test decides how long a prediction takes.
+GATED = """
+    def model_fn(model_dir): return model_dir + "/gate"
+    def transform_fn(model, body, content_type, accept):
+        with open(model) as gate:
+            return gate.read()
+"""
+
+
+class Server:
+    """A running model server."""
+
+    def __init__(self, base: Path, env: dict[str, str]) -> None:
+        self.base = base
+        self._stderr = (base / "stderr").open("w+")
+        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        settings = {"SAGEMAKER_BASE_DIR": str(base), "SAGEMAKER_BIND_TO_PORT": "0", "WINDLASS_BIND_HOST": "127.0.0.1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "windlass.runtime.server"],
+            env={**clean, **settings, **env},
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+        )
+        self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.client = httpx.Client(timeout=DEADLINE_SECONDS)
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._lines.put(json.loads(line))
+
+    def event(self, name: str, **fields: object) -> dict[str, Any]:
+        """Wait for a log line."""
+        while True:
+            line = self._lines.get(timeout=DEADLINE_SECONDS)
+            if line["event"] == name and fields.items() <= line.items():
+                return line
+
+    def listen(self) -> Server:
+        self.port = self.event("listening")["port"]
+        self.client.base_url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    def ready(self) -> Server:
+        self.listen().event("ready")
+        return self
+
+    def invoke(self, content: Any = b"[1]", **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post("/invocations", content=content, headers={"content-type": "application/json", **named})
+
+    def exit(self) -> tuple[int, str]:
+        code = self.process.wait(DEADLINE_SECONDS)
+        return code, self.stderr()
+
+    def stderr(self) -> str:
+        self._stderr.seek(0)
+        return self._stderr.read()
+
+    def open_gate(self) -> Any:
+        """Returns when the model has begun to wait; closing what it returns lets the model answer."""
+        return (self.base / "model" / "gate").open("w")
+
+    def close(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(DEADLINE_SECONDS)
+        self._reader.join(DEADLINE_SECONDS)
+        assert self.process.stdout
+        self.process.stdout.close()
+        self._stderr.close()
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    servers: list[Server] = []
+
+    def run(source: str | None, **env: str) -> Server:
+        base = tmp_path_factory.mktemp("ml")
+        (base / "model" / "code").mkdir(parents=True)
+        if source is not None:
+            (base / "model" / "code" / "inference.py").write_text(dedent(source))
+        os.mkfifo(base / "model" / "gate")
+        servers.append(Server(base, env))
+        return servers[-1]
+
+    yield run
+    for running in servers:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def echo(start: Start) -> Server:
+    return start(ECHO, WINDLASS_MAX_PAYLOAD_BYTES="1000").ready()
+
+
+# --- routes
+
+
+def test_ping_and_invocations(echo: Server) -> None:
+    assert echo.client.get("/ping").status_code == 200
+    reply = echo.invoke(b'{"a": 1}')
+    assert (reply.status_code, reply.content, reply.headers["content-type"]) == (200, b'{"a": 1}', "application/json")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("POST", "/ping", 405, "GET"),
+        ("GET", "/invocations", 405, "POST"),
+        ("DELETE", "/invocations", 405, "POST"),
+        ("GET", "/", 404, None),
+        ("POST", "/invocations/", 404, None),
+        ("GET", "/models", 404, None),
+    ],
+)
+def test_other_methods_and_paths(echo: Server, method: str, path: str, status: int, allow: str | None) -> None:
+    reply = echo.client.request(method, path)
+    assert (reply.status_code, reply.headers.get("allow")) == (status, allow)
+    assert reply.text
+
+
+def test_payload_limit_by_length_and_by_count(echo: Server) -> None:
+    assert echo.invoke(bytes(b"1" * 1000)).status_code == 200
+    declared = echo.invoke(b"1" * 1001)
+    chunked = echo.invoke(iter([b"1" * 600, b"1" * 600]))
+    assert (declared.status_code, chunked.status_code) == (413, 413)
+    assert "the limit is 1000" in declared.text
+    assert "the limit is 1000" in chunked.text
+    large = echo.invoke(bytes(10_000_000))
+    assert large.status_code == 413
+    assert echo.client.get("/ping").status_code == 200
+
+
+def test_what_is_not_http_is_a_400(echo: Server) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def test_a_caller_that_hangs_up_is_only_logged(echo: Server) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+    assert echo.event("request", status=499)["path"] == "/invocations"
+    assert echo.invoke().status_code == 200
+
+
+def test_each_request_is_one_line(echo: Server) -> None:
+    echo.invoke(x_amzn_sagemaker_inference_id="abc-1")
+    line = echo.event("request", inference_id="abc-1")
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/invocations", 200)
+    assert line["ms"] >= line["model_ms"] >= 0
+    assert line["queue_ms"] >= 0
+
+
+def test_nothing_heavy_is_imported_for_an_echo(start: Start) -> None:
+    running = start("""
+        import sys
+        def model_fn(model_dir): return None
+        def transform_fn(model, body, content_type, accept):
+            heavy = ("numpy", "torch", "pydantic", "boto3", "windlass.artifact", "rich")
+            return ",".join(name for name in heavy if name in sys.modules)
+    """).ready()
+    assert running.invoke().text == ""
+
+
+# --- the hooks, over HTTP
+
+
+def test_errors_of_callers_and_models(start: Start) -> None:
+    running = start("""
+        def model_fn(model_dir): return None
+        def predict_fn(data, model):
+            return {"mean": float(data.mean() / data.any())}
+    """).ready()
+    assert running.invoke(b"[1, 3]").json() == {"mean": 2.0}
+    assert running.invoke(b"[1,").status_code == 400
+    assert running.invoke(b"[1]", content_type="image/png").status_code == 415
+    assert running.invoke(b"[1]", accept="image/png").status_code == 406
+    failed = running.invoke(b'{"a": 1}', x_amzn_sagemaker_inference_id="bad-1")
+    assert failed.status_code == 500
+    assert failed.text.startswith("AttributeError: 'dict' object has no attribute 'mean'")
+    assert 'inference.py", line 4, in predict_fn' in failed.text
+    assert running.event("request", inference_id="bad-1")["status"] == 500
+    running.process.terminate()
+    _, stderr = running.exit()
+    fault = json.loads(stderr)
+    assert (fault["event"], fault["inference_id"]) == ("invocation failed", "bad-1")
+    assert "AttributeError" in fault["error"]
+
+
+# --- loading
+
+
+def test_ping_says_no_until_the_model_is_loaded(start: Start) -> None:
+    running = start("""
+        def model_fn(model_dir):
+            with open(model_dir + "/gate") as gate:
+                return gate.read()
+        def transform_fn(model, body, content_type, accept): return model
+    """).listen()
+    with running.open_gate() as gate:
+        ping, invoked = running.client.get("/ping"), running.invoke()
+        assert (ping.status_code, invoked.status_code) == (503, 503)
+        assert "the model is loading" in ping.text
+        assert int(invoked.headers["retry-after"]) >= 1
+        gate.write("weights")
+    running.event("ready")
+    assert running.client.get("/ping").status_code == 200
+    assert running.invoke().text == "weights"
+
+
+def test_a_model_fn_that_raises_ends_the_process_with_the_users_traceback(start: Start) -> None:
+    running = start("""
+        def load(path): return open(path + "/weights.bin")
+        def model_fn(model_dir): return load(model_dir)
+    """)
+    code, stderr = running.exit()
+    assert code == 1
+    assert stderr.startswith("Traceback (most recent call last):\n")
+    assert "in model_fn" in stderr
+    assert "in load" in stderr
+    assert stderr.rstrip().splitlines()[-1].startswith("FileNotFoundError: [Errno 2] No such file")
+    assert stderr.count('  File "') == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (None, "no inference.py in "),
+        ("import nonsense_that_is_not_there", "ModuleNotFoundError: No module named 'nonsense_that_is_not_there'"),
+        ("def model_fn(model_dir): raise SystemExit(0)", "SystemExit: 0"),
+        ("x = 1", "inference.py defines no model_fn"),
+    ],
+)
+def test_what_cannot_be_loaded_ends_the_process_with_the_reason(start: Start, source: str | None, says: str) -> None:
+    code, stderr = start(source).exit()
+    assert code == 1
+    assert says in stderr
+    assert "windlass" not in stderr
+
+
+def test_the_program_and_its_folder_come_from_the_environment(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "serve.py").write_text(dedent(ECHO))
+    running = start(None, SAGEMAKER_PROGRAM="serve.py", SAGEMAKER_SUBMIT_DIRECTORY=str(tmp_path)).ready()
+    assert running.invoke(b"hello").text == "hello"
+
+
+# --- overload
+
+
+def test_ping_answers_and_the_queue_ends_while_the_model_works(start: Start) -> None:
+    running = start(GATED, WINDLASS_QUEUE_SIZE="0").ready()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.invoke)
+        with running.open_gate() as gate:
+            refused = running.invoke()
+            assert running.client.get("/ping").status_code == 200
+            gate.write("done")
+        assert first.result(DEADLINE_SECONDS).text == "done"
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "queue is full" in refused.text
+
+
+def test_several_workers_predict_at_once(start: Start) -> None:
+    running = start(
+        """
+        import threading
+        def model_fn(model_dir): return threading.Barrier(3)
+        def transform_fn(model, body, content_type, accept):
+            model.wait(30)
+            return body
+        """,
+        SAGEMAKER_MODEL_SERVER_WORKERS="3",
+    ).ready()
+    with ThreadPoolExecutor(3) as pool:
+        assert [reply.text for reply in pool.map(lambda _: running.invoke(b"1"), range(3))] == ["1"] * 3
+
+
+def test_a_prediction_has_a_time_limit_and_so_has_a_body(start: Start) -> None:
+    running = start(GATED, SAGEMAKER_MODEL_SERVER_TIMEOUT="1").ready()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(running.invoke), pool.submit(running.invoke)
+        with running.open_gate():
+            texts = sorted(reply.result(DEADLINE_SECONDS).text for reply in (first, second))
+            assert {reply.result().status_code for reply in (first, second)} == {504}
+        assert texts[0].startswith("no worker was free within 1 s")
+        assert texts[1].startswith("the model did not answer within 1 s")
+    with socket.create_connection(("127.0.0.1", running.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+# --- stopping
+
+
+def test_sigterm_answers_what_runs_and_refuses_what_comes(start: Start) -> None:
+    running = start(GATED).ready()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.invoke)
+        with running.open_gate() as gate:
+            running.process.send_signal(signal.SIGTERM)
+            running.event("draining")
+            ping, refused = running.client.get("/ping"), running.invoke()
+            assert (ping.status_code, refused.status_code) == (503, 503)
+            assert "shutting down" in ping.text
+            gate.write("finished")
+        assert first.result(DEADLINE_SECONDS).text == "finished"
+    code, stderr = running.exit()
+    assert (code, stderr) == (0, "")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_stops_at_once(start: Start, stop: signal.Signals) -> None:
+    running = start(ECHO).ready()
+    running.process.send_signal(stop)
+    assert running.exit() == (0, "")
+
+
+def test_a_model_that_is_still_loading_does_not_hold_up_the_end(start: Start) -> None:
+    running = start("""
+        def model_fn(model_dir):
+            with open(model_dir + "/gate") as gate:
+                return gate.read()
+    """).listen()
+    with running.open_gate():
+        running.process.terminate()
+        assert running.exit() == (0, "")
+
+
+def test_what_outlasts_the_grace_is_named(start: Start) -> None:
+    running = start(GATED, WINDLASS_DRAIN_SECONDS="0").ready()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.invoke)
+        with running.open_gate():
+            running.process.terminate()
+            code, stderr = running.exit()
+        assert first.result(DEADLINE_SECONDS).status_code == 503
+    assert code == 1
+    assert json.loads(stderr.splitlines()[0])["event"] == "abandoned"
+
+
+# --- settings
+
+
+def test_the_defaults_are_those_of_a_sagemaker_container() -> None:
+    settings = Settings.read({})
+    assert (settings.model_dir, settings.code_dir) == (Path("/opt/ml/model"), Path("/opt/ml/model/code"))
+    assert (settings.host, settings.port, settings.program) == ("0.0.0.0", 8080, "inference.py")
+    assert (settings.workers, settings.timeout_seconds, settings.max_payload_bytes) == (1, 60, 6 * 1024 * 1024)
+    assert Settings.read({"SAGEMAKER_SUBMIT_DIRECTORY": "s3://b/sourcedir.tar.gz"}).code_dir == settings.code_dir
+
+
+@pytest.mark.parametrize("value", ["eighty", "-1", "65536", "8080.0"])
+def test_a_bad_setting_is_named(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadSetting, match="SAGEMAKER_BIND_TO_PORT"):
+        Settings.read({"SAGEMAKER_BIND_TO_PORT": value})
+    assert server.main({"SAGEMAKER_BIND_TO_PORT": value}) == 1
+    assert f"SAGEMAKER_BIND_TO_PORT='{value}' is not a whole number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(echo: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    assert server.main({"SAGEMAKER_BIND_TO_PORT": str(echo.port), "WINDLASS_BIND_HOST": "127.0.0.1"}) == 1
+    assert f"Cannot listen on 127.0.0.1:{echo.port}: Address already in use" in capsys.readouterr().err
+
+
+def test_without_uvicorn_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    assert server.main({}) == 1
+    assert "pip install 'windlass[serve]'" in capsys.readouterr().err
