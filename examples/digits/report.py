@@ -136,11 +136,11 @@ def _in_service(journey: Journey) -> str:
     x_high = max(elapsed(time) for time in times) or 1.0
 
     def chart(width: int) -> str:
-        lanes, lane_height = _flags(marks, _Frame(width, 0, 0, (0.0, x_high), (0.0, 1.0)))
-        top = _Frame(width, lane_height + 34, 150, (0.0, x_high), (0.0, 1.0))
-        bottom = _Frame(
-            width, top.bottom + 62, 150, (0.0, x_high), _range_from_zero(p50, p99, journey.promised_p99_latency)
-        )
+        margin = max(_end_margin([accuracy]), _end_margin([p50, p99]))
+        lanes, lane_height = _flags(marks, _Frame(width, 0, 0, (0.0, x_high), (0.0, 1.0), margin))
+        top = _Frame(width, lane_height + 34, 150, (0.0, x_high), (0.0, 1.0), margin)
+        latencies = _range_from_zero(p50, p99, journey.promised_p99_latency)
+        bottom = _Frame(width, top.bottom + 62, 150, (0.0, x_high), latencies, margin)
         leaders = "".join(
             f'<line class="leader {_text(kind)}" x1="{top.x(x):.1f}" x2="{top.x(x):.1f}" y1="{y:.1f}" y2="{bottom.bottom}"/>'
             for (x, kind), (_, y) in zip(marks, lanes, strict=True)
@@ -163,10 +163,14 @@ def _in_service(journey: Journey) -> str:
         f'<span class="when">{_number(elapsed(event.time))} {unit}</span> <span>{_text(event.text)}</span></li>'
         for number, event in enumerate(events, start=1)
     )
-    values = {(line.name, x): _number(y) for line in (accuracy, p50, p99) for x, y in line.points}
+    # Two versions may have answered in one period, so one time may have several values.
+    times = sorted({x for line in (accuracy, p50, p99) for x, _ in line.points})
     rows = [
-        (_number(time), *(values.get((line.name, time), "–") for line in (accuracy, p50, p99)))
-        for time in sorted({time for _, time in values})
+        (
+            _number(time),
+            *(", ".join(_number(y) for x, y in line.points if x == time) or "–" for line in (accuracy, p50, p99)),
+        )
+        for time in times
     ]
     return (
         _for_each_screen(chart, wide=1080, narrow=370)
@@ -192,7 +196,7 @@ def _training(versions: Sequence[Version]) -> str:
 
     def chart(title: str, series: Sequence[_Series], y_range: tuple[float, float]) -> str:
         def of_width(width: int) -> str:
-            frame = _Frame(width, 34, 190, x_range, y_range)
+            frame = _Frame(width, 34, 190, x_range, y_range, _end_margin(series))
             body = frame.draw(title, series) + frame.x_axis("epoch", whole=True)
             return _svg(width, frame.bottom + 46, title, body)
 
@@ -270,17 +274,17 @@ class _Frame:
     height: int
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    margin: float  # on the right, for the name and last value at the end of each line
 
     LEFT = 46
-    RIGHT = 84  # room for the name and last value at the end of each line
 
     @property
     def bottom(self) -> int:
         return self.top + self.height
 
     @property
-    def right(self) -> int:
-        return self.width - self.RIGHT
+    def right(self) -> float:
+        return self.width - self.margin
 
     def x(self, value: float) -> float:
         low, high = self.x_range
@@ -304,17 +308,18 @@ class _Frame:
         parts = [f'<text class="title" x="{self.LEFT}" y="{self.top - 14}">{_text(title)}</text>']
         for tick in _ticks(*self.y_range, count=5):
             y = self.y(tick)
-            parts.append(f'<line class="grid" x1="{self.LEFT}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<line class="grid" x1="{self.LEFT}" x2="{self.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<text class="tick" x="{self.LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
         if promise is not None:
             y = self.y(promise)
-            parts.append(f'<line class="promise" x1="{self.LEFT}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            # Below the line: what keeps the promise of an accuracy lies above it.
+            parts.append(f'<line class="promise" x1="{self.LEFT}" x2="{self.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts += [self._line(line) for line in series if line.finite]
+        if promise is not None:
+            # Over the lines, with its rim. Below its own: what keeps the promise of an accuracy lies above it.
             parts.append(
-                f'<text class="promise" x="{self.right - 4}" y="{y + 14:.1f}" text-anchor="end">'
+                f'<text class="promise" x="{self.LEFT + 6}" y="{self.y(promise) + 14:.1f}">'
                 f"{promise_is} {_number(promise)}</text>"
             )
-        parts += [self._line(line) for line in series if line.finite]
         parts.append(self._end_labels([line for line in series if line.finite]))
         if not any(line.finite for line in series):
             middle = (self.LEFT + self.right) / 2
@@ -325,14 +330,15 @@ class _Frame:
         return "".join(parts)
 
     def x_axis(self, label: str, *, whole: bool = False) -> str:
-        ticks = _ticks(*self.x_range, count=max(3, (self.right - self.LEFT) // 48), whole=whole)
+        ticks = _ticks(*self.x_range, count=max(3, int(self.right - self.LEFT) // 48), whole=whole)
         marks = "".join(
             f'<text class="tick" x="{self.x(tick):.1f}" y="{self.bottom + 18}" text-anchor="middle">{tick:g}</text>'
             for tick in ticks
         )
         middle = (self.LEFT + self.right) / 2
         return (
-            marks + f'<text class="tick" x="{middle}" y="{self.bottom + 38}" text-anchor="middle">{_text(label)}</text>'
+            marks
+            + f'<text class="tick" x="{middle:.1f}" y="{self.bottom + 38}" text-anchor="middle">{_text(label)}</text>'
         )
 
     def _line(self, line: _Series) -> str:
@@ -352,13 +358,29 @@ class _Frame:
             placed.append((lowest, line))
         excess = max(0.0, placed[-1][0] - self.bottom) if placed else 0.0
         for y, line in placed:
-            last = line.finite[-1][1]
-            name = line.name if len(line.name) <= 8 else line.name[:7] + "…"
-            shown = f"{name} {_number(last)}" if len(series) > 1 else _number(last)
             parts.append(
-                f'<text class="end s{line.style % _STYLES}" x="{self.right + 9}" y="{y - excess + 4:.1f}">{_text(shown)}</text>'
+                f'<text class="end s{line.style % _STYLES}" x="{self.right + _END_GAP:.1f}" y="{y - excess + 4:.1f}">'
+                f"{_text(_end_label(line, series))}</text>"
             )
         return "".join(parts)
+
+
+_END_GAP = 9.0
+_END_CHARACTER = 8.4  # pixels; a digit of DejaVu Sans at 12 px semibold, the widest font of the page's list
+
+
+def _end_label(line: _Series, among: Sequence[_Series]) -> str:
+    # Long names are cut at the front: versions of a model differ at the end.
+    name = line.name if len(line.name) <= 10 else "…" + line.name[-9:]
+    last = _number(line.finite[-1][1])
+    return f"{name} {last}" if len(among) > 1 else last
+
+
+def _end_margin(series: Sequence[_Series]) -> float:
+    """Room on the right for the longest of the labels at the ends of these lines."""
+    drawn = [line for line in series if line.finite]
+    longest = max((len(_end_label(line, drawn)) for line in drawn), default=0)
+    return _END_GAP + max(4, longest) * _END_CHARACTER
 
 
 def _flags(marks: Sequence[tuple[float, str]], frame: _Frame) -> tuple[list[tuple[str, float]], int]:

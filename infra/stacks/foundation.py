@@ -18,6 +18,8 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct, IConstruct
 
+from windlass import plans
+
 METRIC_NAMESPACE = "Windlass"
 CONTRACT_VERSION = 1
 
@@ -33,37 +35,6 @@ DLC_REPOSITORIES = (
     "pytorch-inference",
     "pytorch-training",
 )
-# Which account holds them, by Region, as the SageMaker SDK's image_uri_config/*.json has it. CDK's region facts lack
-# ten of these Regions, and a Region without an entry could not deploy the stack at all.
-_COMMON = (
-    *("ap-northeast-1", "ap-northeast-2", "ap-south-1", "ap-southeast-1", "ap-southeast-2", "ca-central-1"),
-    *("eu-central-1", "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3", "sa-east-1"),
-    *("us-east-1", "us-east-2", "us-west-1", "us-west-2"),
-)
-DLC_ACCOUNTS = dict.fromkeys(_COMMON, "763104351884") | {
-    "af-south-1": "626614931356",
-    "ap-east-1": "871362719292",
-    "ap-east-2": "975050140332",
-    "ap-northeast-3": "364406365360",
-    "ap-south-2": "772153158452",
-    "ap-southeast-3": "907027046896",
-    "ap-southeast-4": "457447274322",
-    "ap-southeast-5": "550225433462",
-    "ap-southeast-6": "633930458069",
-    "ap-southeast-7": "590183813437",
-    "ca-west-1": "204538143572",
-    "cn-north-1": "727897471807",
-    "cn-northwest-1": "727897471807",
-    "eu-central-2": "380420809688",
-    "eu-south-1": "692866216735",
-    "eu-south-2": "503227376785",
-    "il-central-1": "780543022126",
-    "me-central-1": "914824155844",
-    "me-south-1": "217643126080",
-    "mx-central-1": "637423239942",
-    "us-gov-east-1": "446045086412",
-    "us-gov-west-1": "442386744353",
-}
 
 
 class FoundationStack(cdk.Stack):
@@ -73,6 +44,7 @@ class FoundationStack(cdk.Stack):
         super().__init__(
             scope,
             construct_id,
+            stack_name="windlass-foundation",  # what `windlass infra deploy` calls it, so that both work on one stack
             description="Windlass foundation: key, bucket, execution role, registry group, alert topic, contract",
             synthesizer=cdk.BootstraplessSynthesizer(),
             analytics_reporting=False,
@@ -113,7 +85,8 @@ class FoundationStack(cdk.Stack):
             topic_arn=topic.topic_arn,
             model_package_group=group.model_package_group_name,
         )
-        cdk.Tags.of(self).add("windlass:project", self.project)
+        # The resources alone: a stack's own tags cannot hold a parameter.
+        cdk.Tags.of(self).add("windlass:project", self.project, exclude_resource_types=["aws:cdk:stack"])
         self._fix_logical_ids()
 
     def _key(self) -> kms.Key:
@@ -183,7 +156,7 @@ class FoundationStack(cdk.Stack):
             service="cloudwatch", resource="alarm", resource_name="*", arn_format=cdk.ArnFormat.COLON_RESOURCE_NAME
         )
         dlc_account = cdk.CfnMapping(
-            self, "AwsImages", mapping={region: {"account": account} for region, account in DLC_ACCOUNTS.items()}
+            self, "AwsImages", mapping={region: {"account": account} for region, account in plans.DLC_ACCOUNTS.items()}
         ).find_in_map(cdk.Aws.REGION, "account")
         statements = [
             iam.PolicyStatement(

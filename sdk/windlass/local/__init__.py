@@ -150,15 +150,20 @@ class LocalCloud:
         Raises:
             LocalCloudError: it was still there after SIGKILL.
         """
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         if not self._gone(STOP_TIMEOUT_SECONDS):
             # Its keeper ends the children when it is killed.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
             if not self._gone(STOP_TIMEOUT_SECONDS):
                 raise LocalCloudError(f"process {self.pid} does not end", where="Ending the local cloud")
         self._forget()
+
+    def _signal(self, signum: int) -> None:
+        if self._process:
+            self._process.send_signal(signum)  # none when it has ended: its pid may be another's by now
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
     def _gone(self, timeout: float) -> bool:
         if self._process:

@@ -847,7 +847,11 @@ class Response(CloudFormationResponse):  # type: ignore[misc]
         return EmptyResult()
 
     def delete_change_set(self) -> ActionResult:
-        del self._backend.change_sets[self._change_set().id]
+        try:
+            del self._backend.change_sets[self._change_set().id]
+        except Fault:
+            # No error on AWS if the stack exists; the CDK CLI deletes its change set before it makes one.
+            self._backend.get_stack(self._get_param("StackName") or "")
         return EmptyResult()
 
     def validate_template(self) -> ActionResult:

@@ -52,7 +52,8 @@ def parse_metric_data(request: Mapping[str, Any], now: float) -> list[Datum]:
 
 def _plain(namespace: str, given: Mapping[str, Any], now: float, oldest: float, newest: float) -> Datum | None:
     """A datum that is one number and has nothing wrong; None for any other, which the long way reads or refuses."""
-    value, at, resolution = given.get("Value"), given.get("Timestamp", now), given.get("StorageResolution", 60)
+    value: Any = given.get("Value")
+    at, resolution = given.get("Timestamp", now), given.get("StorageResolution", 60)
     if (
         type(value) not in _NUMBERS
         or not -_LARGEST_VALUE <= value <= _LARGEST_VALUE

@@ -46,7 +46,7 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
     """The WSGI application of one local cloud."""
 
     def __init__(self, cloud: clouds.Cloud, stop: Callable[[], None]) -> None:
-        super().__init__(create_backend_app)
+        super().__init__(_create_app)
         self.cloud = cloud
         self.stop = stop
 
@@ -257,9 +257,15 @@ class _Body:
         return self._left == 0
 
 
+def _create_app(service: str) -> Any:
+    """moto makes one application for each service, at its first request."""
+    if service == "cloudformation":
+        import windlass.local.cloudformation  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
+    return create_backend_app(service)
+
+
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    import windlass.local.cloudformation  # noqa: F401  (defines the resource types that moto lacks)
     from windlass.local import bucket_policy, cloudwatch, sagemaker
 
     bucket_policy.register()

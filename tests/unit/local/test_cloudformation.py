@@ -263,6 +263,14 @@ def test_a_change_set_of_a_missing_stack_is_refused(clients: Clients) -> None:
     assert caught.value.response["Error"]["Code"] == "ChangeSetNotFound"
 
 
+def test_deleting_a_change_set_that_is_not_there_is_no_error_as_on_aws(clients: Clients, stack: str) -> None:
+    # The CDK CLI deletes its change set before it makes one
+    clients.cloudformation.create_stack(StackName=stack, TemplateBody=body(P=PARAMETER))
+    clients.cloudformation.delete_change_set(StackName=stack, ChangeSetName="none")
+    with pytest.raises(ClientError, match="does not exist"):
+        clients.cloudformation.delete_change_set(StackName="nowhere", ChangeSetName="none")
+
+
 def test_previous_values_and_templates_stay(clients: Clients, stack: str) -> None:
     template = json.dumps(
         {

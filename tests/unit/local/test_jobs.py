@@ -206,8 +206,15 @@ def test_the_configuration_files_are_those_of_the_contract(training: TrainingJob
     ("lines", "shown"),
     [
         (
-            ["start", "Traceback (most recent call last):", '  File "a.py", line 1', "ValueError: first", "retry"]
-            + ["Traceback (most recent call last):", '  File "a.py", line 9', "KeyError: 'second'", "cleaning up"],
+            """start
+Traceback (most recent call last):
+  File "a.py", line 1
+ValueError: first
+retry
+Traceback (most recent call last):
+  File "a.py", line 9
+KeyError: 'second'
+cleaning up""".splitlines(),
             "KeyError: 'second'\n\nTraceback (most recent call last):\n  File \"a.py\", line 9\nKeyError: 'second'",
         ),
         (["a", "", "b"], "a\nb"),

@@ -312,6 +312,30 @@ def ended(pid: int, timeout: float = 15.0) -> bool:
     return False
 
 
+def start_job(cloud: LocalCloud, command: str, **environment: str) -> None:
+    """Train with a shell command."""
+    s3, iam, sagemaker = (client(cloud, service) for service in ("s3", "iam", "sagemaker"))
+    s3.create_bucket(Bucket="bucket")
+    trust = {"Statement": {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}}}
+    role = iam.create_role(RoleName="role", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
+    sagemaker.create_training_job(
+        TrainingJobName="job",
+        RoleArn=role,
+        AlgorithmSpecification={
+            "TrainingImage": "x",
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["/bin/sh", "-c"],
+            "ContainerArguments": [command],
+        },
+        Environment=environment,
+        OutputDataConfig={"S3OutputPath": "s3://bucket/out"},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 600},
+    )
+    for aws in (s3, iam, sagemaker):
+        aws.close()
+
+
 class TestLife:
     def test_a_running_one_is_found_refused_a_second_time_and_ended_by_another(self, tmp_path: Path) -> None:
         with LocalCloud.up(tmp_path, lifeline=True) as cloud:
@@ -374,43 +398,24 @@ class TestLife:
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
     def test_sigkill_leaves_no_process_of_a_running_job(self, tmp_path: Path) -> None:
-        # Given a cloud that runs a job
-        cloud = LocalCloud.up(tmp_path, lifeline=True)
-        s3, iam, sagemaker = (client(cloud, service) for service in ("s3", "iam", "sagemaker"))
-        s3.create_bucket(Bucket="bucket")
-        trust = {"Statement": {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}}}
-        role = iam.create_role(RoleName="role", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
-        pidfile = tmp_path / "pids"
-        sagemaker.create_training_job(
-            TrainingJobName="job",
-            RoleArn=role,
-            AlgorithmSpecification={
-                "TrainingImage": "x",
-                "TrainingInputMode": "File",
-                "ContainerEntrypoint": ["/bin/sh", "-c"],
-                "ContainerArguments": [
-                    f"trap '' TERM; sleep 600 & echo $$ $! > {pidfile}.new; mv {pidfile}.new {pidfile}; wait"
-                ],
-            },
-            OutputDataConfig={"S3OutputPath": "s3://bucket/out"},
-            ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
-            StoppingCondition={"MaxRuntimeInSeconds": 600},
-        )
-        deadline = time.monotonic() + 20
-        while not pidfile.exists():
-            assert time.monotonic() < deadline
-            select.select([], [], [], 0.02)
-        pids = [int(word) for word in pidfile.read_text().split()]
-        assert len(pids) == 2
+        # Given a cloud that runs a job which ignores SIGTERM and has a child
+        with LocalCloud.up(tmp_path, lifeline=True) as cloud:
+            pidfile = tmp_path / "pids"
+            start_job(
+                cloud, "trap '' TERM; sleep 600 & echo $$ $! > $PIDS.new; mv $PIDS.new $PIDS; wait", PIDS=str(pidfile)
+            )
+            deadline = time.monotonic() + 20
+            while not pidfile.exists():
+                assert time.monotonic() < deadline
+                select.select([], [], [], 0.02)
+            pids = [int(word) for word in pidfile.read_text().split()]
+            assert len(pids) == 2
 
-        # When it is killed
-        os.kill(cloud.pid, signal.SIGKILL)
-        cloud.stop()
+            # When it is killed
+            os.kill(cloud.pid, signal.SIGKILL)
 
-        # Then so is what it ran
-        assert all(map(ended, pids))
-        for aws in (s3, iam, sagemaker):
-            aws.close()
+            # Then so is what it ran
+            assert all(map(ended, pids))
 
     def test_reset_forgets_everything(self, tmp_path: Path) -> None:
         with LocalCloud.up(tmp_path, lifeline=True) as cloud:
