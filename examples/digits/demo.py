@@ -21,6 +21,7 @@ from pathlib import Path
 import boto3
 import numpy as np
 from report import Epoch, Event, Journey, Point, Row, Version, render
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -78,7 +79,8 @@ def main() -> None:
             observe(endpoint, data)
 
     journey = read_back(good, bad, first, second, deployed_first, deployed_second)
-    table = Table("what", "value", "read with", title="Everything above, read back from the services")
+    table = Table("what", "value", "read with", title="Everything above, read back from the services", box=box.SIMPLE)
+    table.columns[1].overflow = "fold"  # names are there to be copied
     for row in journey.rows:
         table.add_row(row.what, row.value, row.source)
     console.print(table)
@@ -113,14 +115,15 @@ def observe(endpoint: wl.Endpoint, data: Path) -> None:
     wl.monitor.publish(endpoint, predictions)
     endpoint.label_many(zip((p.inference_id for p in predictions), labels, strict=True))
 
-    seen: list[wl.monitor.Quality] = []
+    judged: list[wl.monitor.Quality] = []
 
-    def judged() -> bool:
-        seen.extend(wl.monitor.quality(endpoint))
-        return sum(quality.samples for quality in seen) >= len(images)
+    def judge() -> bool:
+        # Captured traffic reaches S3 with a delay: one point on all the labels says more than several on a few.
+        judged.extend(wl.monitor.quality(endpoint, min_samples=len(images)))
+        return bool(judged)
 
-    until(judged, "the predictions were not captured")
-    for quality in seen:
+    until(judge, "the predictions were not captured")
+    for quality in judged:
         console.print(
             f"  {quality.model_version}: accuracy {quality.accuracy:.3f} on {quality.samples} labelled images"
         )
@@ -158,7 +161,11 @@ def read_back(
     series, metrics = wl.monitor.series, wl.metrics
 
     def read(metric: metrics.Metric, version: wl.ModelVersion, statistic: str = "") -> Sequence[tuple[float, float]]:
-        return series(endpoint, metric, statistic=statistic, version=version.name, period_seconds=10)
+        return series(endpoint, metric, statistic=statistic, version=version.name, period_seconds=1)
+
+    def whole(metric: metrics.Metric, version: wl.ModelVersion, statistic: str) -> float:
+        """Over all of the run, as one datapoint (two, when an hour ends in between: the later one)."""
+        return series(endpoint, metric, statistic=statistic, version=version.name, period_seconds=3600)[-1][1]
 
     accuracy = {v.name: read(metrics.ACCURACY, v) for v in (first, second)}
     p50, p99 = (
@@ -188,8 +195,15 @@ def read_back(
         ]
         rows.append(Row(f"{version.name} approval", found.approval, "DescribeModelPackage"))
     rows += [
-        Row("latency p50, worst 10 s", f"{max(value for _, value in p50):.1f} ms", "GetMetricData"),
-        Row("latency p99, worst 10 s", f"{max(value for _, value in p99):.1f} ms", "GetMetricData"),
+        *(
+            Row(
+                f"latency of {version.name}, {statistic}",
+                f"{whole(metrics.CLIENT_LATENCY, version, statistic):.1f} ms",
+                "GetMetricData",
+            )
+            for version in (first, second)
+            for statistic in ("p50", "p99")
+        ),
         Row(f"accuracy of {first.name} in service", f"{accuracy[first.name][0][1]:.4f}", "GetMetricData"),
         Row(f"accuracy of {second.name} in service", f"{accuracy[second.name][0][1]:.4f}", "GetMetricData"),
         Row(f"accuracy of {first.name} after the rollback", f"{accuracy[first.name][-1][1]:.4f}", "GetMetricData"),

@@ -39,7 +39,7 @@ class Quality:
         samples: labelled predictions judged.
         coverage_percent: labelled share of the version's captured predictions so far.
         lag_seconds: mean time from prediction to label.
-        unmatched: labels whose prediction has not been captured yet; they are tried again.
+        unmatched: labels left for the next call: their prediction is not captured yet, or too few came for a point.
     """
 
     model_version: str
@@ -114,6 +114,7 @@ def quality(
     endpoint: Endpoint,
     *,
     lookback_hours: float = 24,
+    min_samples: int = 1,
     prediction: str = "label",
     clock: aws.Clock = aws.CLOCK,
 ) -> Sequence[Quality]:
@@ -128,6 +129,7 @@ def quality(
 
     Args:
         lookback_hours: how far back predictions are looked for.
+        min_samples: a version with fewer labels to judge waits for the next call, so that no point rests on a handful.
         prediction: the key of the model's JSON answer that holds the class. A list is matched against a list of labels.
 
     Returns:
@@ -150,17 +152,15 @@ def quality(
     data: list[Mapping[str, Any]] = []
     judged = dict(cursor.judged)
     for config, version in _versions(endpoint, where):
-        seen, captured = [], 0
-        for identity, answered, answer in _captured(bucket, config, endpoint.name, since):
-            captured += 1
-            label = labels.pop(identity, None)
-            if label:
-                seen.append((answered, answer, label))
-        if seen:
-            judged[config] = judged.get(config, 0) + len(seen)
-            result = _judge(version, seen, judged[config] / captured, prediction, where)
-            results.append(result)
-            data += _quality_data(endpoint, result, now)
+        captured = {identity: (at, answer) for identity, at, answer in _captured(bucket, config, endpoint.name, since)}
+        due = captured.keys() & labels.keys()
+        if len(due) < max(1, min_samples):
+            continue
+        seen = [(*captured[identity], labels.pop(identity)) for identity in due]
+        judged[config] = judged.get(config, 0) + len(seen)
+        result = _judge(version, seen, judged[config] / len(captured), prediction, where)
+        results.append(result)
+        data += _quality_data(endpoint, result, now)
     pending = {key: label for key, label in labels.items() if datetime.fromisoformat(label.at) > since}
     _put(where, data)
     # After publishing: if this fails the same labels are judged again, which beats never.

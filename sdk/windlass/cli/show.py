@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def noun(value: Any, *, as_json: bool = False) -> None:
-    """A frozen dataclass: one ``field  value`` line each, empty ones left out; or JSON with all of them."""
+def noun(value: Any, *, as_json: bool = False, quiet: bool = False) -> None:
+    """A frozen dataclass: one ``field  value`` line each, empty ones left out; JSON with all of them; or its name alone."""
+    if quiet:
+        sys.stdout.write(f"{value.name}\n")
+        return None
     fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
     if as_json:
         return data(fields)

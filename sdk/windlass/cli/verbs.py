@@ -20,6 +20,7 @@ Project = Annotated[str, typer.Option("--project", envvar="WINDLASS_PROJECT", he
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and send nothing.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the name alone, for scripts.")]
 DataOption = Annotated[
     list[str] | None, typer.Option("--data", "-d", help="CHANNEL=PATH or CHANNEL=s3://..., as often as needed.")
 ]
@@ -73,6 +74,7 @@ def train(
     wait: Wait = True,
     dry_run: DryRun = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run a training script as a SageMaker job."""
     import windlass as wl
@@ -93,7 +95,7 @@ def train(
         return _print_plan(wl.train(script, channels or None, dry_run=True, **common))
     with _progress("Training", parameters.get("epochs")) as progress:
         run = wl.train(script, channels or None, wait=wait, on_log=progress.line, **common)
-    show.noun(run, as_json=as_json)
+    show.noun(run, as_json=as_json, quiet=quiet)
     return show.hint(
         f"windlass evaluate {run.name} --data test=PATH" if wait else f"windlass runs log {run.name} --follow"
     )
@@ -107,6 +109,7 @@ def evaluate(
     project: Project = "windlass",
     dry_run: DryRun = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score a trained model on data it has not seen."""
     import windlass as wl
@@ -117,7 +120,7 @@ def evaluate(
         return _print_plan(wl.evaluate(trained, channels or None, dry_run=True, **options))
     with _progress("Evaluating") as progress:
         scores = wl.evaluate(trained, channels or None, on_log=progress.line, **options)
-    show.noun(scores, as_json=as_json)
+    show.noun(scores, as_json=as_json, quiet=quiet)
     return show.hint(f"windlass register {run} --evaluation {scores.name}")
 
 
@@ -131,6 +134,7 @@ def register(
     project: Project = "windlass",
     dry_run: DryRun = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Package a run's model and enter it in the registry."""
     import windlass as wl
@@ -146,7 +150,7 @@ def register(
     if dry_run:
         return _print_plan(wl.register(trained, model, dry_run=True, **options))
     version = wl.register(trained, model, **options)
-    show.noun(version, as_json=as_json)
+    show.noun(version, as_json=as_json, quiet=quiet)
     return show.hint(f"windlass {'deploy' if approve else 'approve'} {version.name}")
 
 
@@ -201,6 +205,7 @@ def deploy(
     wait: Wait = True,
     dry_run: DryRun = False,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Serve a model version; an endpoint that is there is updated under guard."""
     import windlass as wl
@@ -214,7 +219,7 @@ def deploy(
     started = wl.deploy(version, endpoint, wait=False, **common)
     show.say(f"{started.name} is {started.status}: {started.wanted_config}")
     live = started.wait() if wait else started
-    show.noun(live, as_json=as_json)
+    show.noun(live, as_json=as_json, quiet=quiet)
     return show.hint(f"windlass predict {live.name} --json-body '{{...}}'" if wait else f"windlass status {live.name}")
 
 
