@@ -160,6 +160,34 @@ def test_event_labels_neither_overlap_nor_leave_the_drawing() -> None:
                 assert x >= x2 + wide2 or x2 >= x + wide or y >= y2 + high2 or y2 >= y + high
 
 
+def test_the_labels_at_the_ends_of_lines_stay_within_the_drawing() -> None:
+    # Given names as the registry gives them, one of them long
+    curves = [Epoch(1, 1.2345, 0.9861), Epoch(2, 0.04512, 0.1389)]
+    versions = [Version(name, curve=curves) for name in ("digits/1", "digits/2", "a-model-with-a-long-name/12")]
+
+    page = render(Journey("names", versions=versions))
+
+    labels = [
+        (
+            float(label.attrib["x"]) + len(label.text or "") * 8.4,
+            float(drawing.attrib["viewBox"].split()[2]),
+            label.text,
+        )
+        for drawing in drawings(page)
+        for label in drawing.iter("{http://www.w3.org/2000/svg}text")
+        if label.attrib.get("class", "").startswith("end")
+    ]
+    assert len(labels) == 12
+    assert all(end <= width + 0.1 for end, width, _ in labels)
+    assert {text.split()[0] for _, _, text in labels if text} == {"digits/1", "digits/2", "…g-name/12"}
+
+
+def test_values_of_one_moment_are_all_among_the_numbers() -> None:
+    page = render(Journey("switch", accuracy=[Point(START, 0.9891), Point(START, 0.1079), Point(START + 10, 0.9874)]))
+
+    assert "<td>0.9891, 0.1079</td>" in page
+
+
 HOSTILE = "<script>alert(1)</script> \"'&]]> \x00\x1b\ud800 <img src=x onerror=y>"
 
 

@@ -44,7 +44,7 @@ class Cloud:
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
         self.keeper = Keeper()
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
-        self.events = EventBus()
+        self.events = EventBus(self.clock)
         self.alarms = AlarmEngine(self.metrics, self.events, self.clock)
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)

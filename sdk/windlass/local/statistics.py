@@ -121,7 +121,7 @@ class Statistic:
         """Whether a percentile of `count` samples is significant by AWS's rule: 10/(1-p) of them, below p50 10/p."""
         if self.kind != "p" or not 0 < self.high < 1:
             return True
-        return count >= 10 / min(self.high, 1 - self.high)
+        return count >= round(10 / min(self.high, 1 - self.high), 6)
 
     def over(self, points: Points, buckets: Ints) -> tuple[Ints, Floats]:
         """The statistic of each bucket that holds a point: (buckets ascending, values).

@@ -126,7 +126,8 @@ def test_a_percentile_of_too_few_samples_leaves_the_state_when_asked_to() -> Non
             Test("GreaterThanThreshold", 1.0, 2, 2),
             "--XX",
             "OK",
-            "Threshold Crossed: 2 datapoints [2.0 (01/01/70 00:03:00), 2.0 (01/01/70 00:02:00)] were greater than the threshold (1.0).",
+            "Threshold Crossed: 2 datapoints [2.0 (01/01/70 00:03:00), 2.0 (01/01/70 00:02:00)] were greater than "
+            "the threshold (1.0).",
         ),
         (
             Test("GreaterThanThreshold", 1.0, 3, 2, out_of=True),
@@ -146,13 +147,15 @@ def test_a_percentile_of_too_few_samples_leaves_the_state_when_asked_to() -> Non
             Test("GreaterThanThreshold", 1.0, 2, 2, "breaching"),
             "----",
             "OK",
-            "Threshold Crossed: no datapoints were received for 2 periods and 2 missing datapoints were treated as [Breaching].",
+            "Threshold Crossed: no datapoints were received for 2 periods and 2 missing datapoints were treated as "
+            "[Breaching].",
         ),
         (
             Test("GreaterThanThreshold", 1.0, 1, 1, "notBreaching"),
             "---",
             "ALARM",
-            "Threshold Crossed: no datapoints were received for 1 period and 1 missing datapoint was treated as [NonBreaching].",
+            "Threshold Crossed: no datapoints were received for 1 period and 1 missing datapoint was treated as "
+            "[NonBreaching].",
         ),
         (Test("GreaterThanThreshold", 1.0, 1, 1), "---", "OK", "Insufficient Data: 1 datapoint was unknown."),
     ],
