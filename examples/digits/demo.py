@@ -33,7 +33,7 @@ TEMPLATE = HERE.parents[1] / "templates" / "image-classifier"
 REPORT = Path(os.environ.get("WINDLASS_REPORT", "report.html"))
 MODEL, EPOCHS = "digits", 5
 PROMISE = wl.Slo.accuracy(0.90, period_seconds=10, min_samples=100)
-LATENCY = wl.Slo.p99_latency(ms=250)
+LATENCY = wl.Slo.p99_latency(ms=1000)  # generous: a busy laptop is not what this demo is about
 
 console = Console()
 
@@ -118,8 +118,8 @@ def observe(endpoint: wl.Endpoint, data: Path) -> None:
     judged: list[wl.monitor.Quality] = []
 
     def judge() -> bool:
-        # Captured traffic reaches S3 with a delay: one point on all the labels says more than several on a few.
-        judged.extend(wl.monitor.quality(endpoint, min_samples=len(images)))
+        # Captured traffic reaches S3 with a delay: one point on many labels says more than several on a few.
+        judged.extend(wl.monitor.quality(endpoint, min_samples=len(images) * 9 // 10))
         return bool(judged)
 
     until(judge, "the predictions were not captured")
@@ -163,14 +163,12 @@ def read_back(
     def read(metric: metrics.Metric, version: wl.ModelVersion, statistic: str = "") -> Sequence[tuple[float, float]]:
         return series(endpoint, metric, statistic=statistic, version=version.name, period_seconds=1)
 
-    def whole(metric: metrics.Metric, version: wl.ModelVersion, statistic: str) -> float:
+    def whole(metric: metrics.Metric, statistic: str) -> float:
         """Over all of the run, as one datapoint (two, when an hour ends in between: the later one)."""
-        return series(endpoint, metric, statistic=statistic, version=version.name, period_seconds=3600)[-1][1]
+        return series(endpoint, metric, statistic=statistic, period_seconds=3600)[-1][1]
 
     accuracy = {v.name: read(metrics.ACCURACY, v) for v in (first, second)}
-    p50, p99 = (
-        read(metrics.CLIENT_LATENCY, first, s) + read(metrics.CLIENT_LATENCY, second, s) for s in ("p50", "p99")
-    )
+    p50, p99 = (read(metrics.CLIENT_LATENCY, first, statistic) for statistic in ("p50", "p99"))
     history = wl.monitor.alarm_history(endpoint)
     alarm_time, alarm_name = next((t, n) for t, n, said in history if "/accuracy/" in n and said.endswith("to ALARM"))
 
@@ -195,15 +193,8 @@ def read_back(
         ]
         rows.append(Row(f"{version.name} approval", found.approval, "DescribeModelPackage"))
     rows += [
-        *(
-            Row(
-                f"latency of {version.name}, {statistic}",
-                f"{whole(metrics.CLIENT_LATENCY, version, statistic):.1f} ms",
-                "GetMetricData",
-            )
-            for version in (first, second)
-            for statistic in ("p50", "p99")
-        ),
+        Row("latency as callers saw it, p50", f"{whole(metrics.CLIENT_LATENCY, 'p50'):.1f} ms", "GetMetricData"),
+        Row("latency as callers saw it, p99", f"{whole(metrics.CLIENT_LATENCY, 'p99'):.1f} ms", "GetMetricData"),
         Row(f"accuracy of {first.name} in service", f"{accuracy[first.name][0][1]:.4f}", "GetMetricData"),
         Row(f"accuracy of {second.name} in service", f"{accuracy[second.name][0][1]:.4f}", "GetMetricData"),
         Row(f"accuracy of {first.name} after the rollback", f"{accuracy[first.name][-1][1]:.4f}", "GetMetricData"),

@@ -55,7 +55,8 @@ ACCURACY_LOWER_BOUND = Metric("AccuracyLowerBound", NAMESPACE, "None", _VERSION,
 SAMPLE_COUNT = Metric("SampleCount", NAMESPACE, "Count", _VERSION, "Sum", "below", "ignore")
 LABEL_COVERAGE = Metric("LabelCoverage", NAMESPACE, "Percent", _VERSION, "Average", "below", "breaching")
 LABEL_LAG = Metric("LabelLag", NAMESPACE, "Seconds", _VERSION, "Average", "above", "ignore")
-CLIENT_LATENCY = Metric("ClientLatency", NAMESPACE, "Milliseconds", _VERSION, "p99", "above", "notBreaching")
+# By variant only: a caller cannot know which version answered while traffic shifts.
+CLIENT_LATENCY = Metric("ClientLatency", NAMESPACE, "Milliseconds", _VARIANT, "p99", "above", "notBreaching")
 
 MODEL_LATENCY = Metric("ModelLatency", "AWS/SageMaker", "Microseconds", _FLEET, "p99", "above", "notBreaching", 1000.0)
 SERVER_ERRORS = Metric("Invocation5XXErrors", "AWS/SageMaker", "Count", _FLEET, "Average", "above", "notBreaching")
