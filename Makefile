@@ -25,7 +25,7 @@ demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on 
 	$(BIN)/windlass local run -- $(BIN)/python examples/digits/demo.py
 
 test: $(STAMP) ## Run every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## Lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -446,9 +446,11 @@ def _unpack(archive: Path, dest: Path) -> list[str]:
     except (tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
         if isinstance(error, CorruptArtifact) or (isinstance(error, OSError) and error.errno is not None):
             raise  # ours already, or the disk's own complaint (full, read-only)
-        raise CorruptArtifact(
-            f"truncated or damaged ({error})", where=where, hint="Upload it again; a bundle is never half-loaded."
-        ) from error
+        # tarfile says of what is no archive at all, on four lines, which compressions it tried.
+        what = (
+            "not a tar.gz" if isinstance(error, tarfile.ReadError) and not names else f"truncated or damaged ({error})"
+        )
+        raise CorruptArtifact(what, where=where, hint="Upload it again; a bundle is never half-loaded.") from error
     return list(names.values())
 
 

@@ -11,7 +11,9 @@ documents it. Errors leave here as :mod:`windlass.errors`, never as botocore's.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +40,7 @@ from windlass.errors import (
     Throttled,
     Unreachable,
     WaitTimeout,
+    WindlassError,
 )
 from windlass.plans import Plan, Request, Upload
 
@@ -131,6 +134,14 @@ _HINTS: dict[type[ServiceError], str] = {
     QuotaExceeded: "Ask for quota in Service Quotas, or pass another instance_type=.",
     Throttled: "Wait a little, and try again.",
 }
+# Where what there is can be seen, by the operation that did not find something.
+_LISTINGS = {
+    "DescribeEndpoint": "See what there is: windlass status.",
+    "DescribeTrainingJob": "See what there is: windlass runs list.",
+    "HeadBucket": "See the project's own one: windlass infra status.",
+    "ListModelPackages": "Register one: windlass register RUN --model NAME.",
+}
+_ENUM = re.compile(r"(Value '(.*?)' at .* enum value set: )\[(.*)\]")
 
 
 @contextlib.contextmanager
@@ -176,14 +187,25 @@ def translate(error: botocore.exceptions.ClientError, where: str) -> ServiceErro
             kind = NotFound
     if kind is ModelFailed:
         message = str(error.response.get("OriginalMessage") or message)
+    elif code == "404":  # the answer to a HEAD has no body to say it in
+        message = "it does not exist"
+    elif code not in message:
+        message = f"{code}: {message}"
     return kind(
-        message if code in message or kind is ModelFailed else f"{code}: {message}",
+        _ENUM.sub(_nearest, message),
         where=where,
-        hint=_HINTS.get(kind, ""),
+        hint=_HINTS.get(kind, _LISTINGS.get(error.operation_name, "") if kind is NotFound else ""),
         code=code,
         operation=error.operation_name,
         request_id=str(error.response.get("ResponseMetadata", {}).get("RequestId", "")),
     )
+
+
+def _nearest(found: re.Match[str]) -> str:
+    """SageMaker answers a wrong instance type with all hundreds that there are: those most like it are enough."""
+    valid = found[3].split(", ")
+    near = difflib.get_close_matches(found[2], valid, n=5, cutoff=0)
+    return f"{found[1]}{', '.join(near)} and {len(valid) - 5} more" if len(valid) > 20 else found[0]
 
 
 def call(where: str, operation: Callable[..., T], /, **params: Any) -> T:
@@ -219,7 +241,7 @@ def execute(plan: Plan, on_progress: Callable[[str], None] | None = None) -> lis
         for request in plan.requests:
             answers.append(_send(request, doing))
             made.append(_made(request))
-    except ServiceError as error:
+    except WindlassError as error:
         if made:
             error.hint = f"{error.hint} Already made: {', '.join(made)}.".strip()
         raise
@@ -306,7 +328,7 @@ def exists(uri: str) -> bool:
     try:
         call(where, client("s3").head_object, Bucket=bucket, Key=key)
     except NotFound:
-        call(where, client("s3").head_bucket, Bucket=bucket)
+        call(f"Looking for bucket '{bucket}'", client("s3").head_bucket, Bucket=bucket)
         return False
     return True
 

@@ -10,6 +10,7 @@ Endpoint.from_name("digits")                          # in another process
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import uuid
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, overload
 
 from windlass import aws, plans
-from windlass.errors import Conflict, DeploymentFailed, InvalidInput, NotFound, RolledBack
+from windlass.errors import Conflict, DeploymentFailed, InvalidInput, MissingExtra, NotFound, RolledBack
 from windlass.foundation import Contract
 from windlass.plans import Plan
 from windlass.registry import ModelVersion
@@ -134,7 +135,8 @@ class Endpoint:
             hint=hint,
         )
         if found.status != "InService":
-            remedy = f"Mend the model, then windlass delete {self.name} and deploy again."
+            left = self.wanted_config or found.config
+            remedy = f"Mend the model, then windlass delete {self.name} (with {left}, its config and model) and deploy again."
             raise DeploymentFailed(
                 f"it is {found.status}\n{found.reason}\n", where=where, hint=remedy, reason=found.reason
             )
@@ -142,7 +144,7 @@ class Endpoint:
             raise RolledBack(
                 f"rolled back to {found.config} ({found.model_version}): {found.reason or 'an alarm or a health check failed'}",
                 where=where,
-                hint=f"{self.wanted_config} is not in service.",
+                hint=f"{self.wanted_config} is not in service; its config, model and alarms are kept under that name.",
                 reason=found.reason,
             )
         return found
@@ -171,15 +173,20 @@ class Endpoint:
         where = f"Deleting endpoint '{self.name}'"
         sagemaker, cloudwatch = aws.client("sagemaker"), aws.client("cloudwatch")
         aws.call(where, sagemaker.delete_endpoint, EndpointName=self.name)
-        for config in {self.config, *self.previous_configs} - {""}:
-            try:
+        for config in _made(self.name, "EndpointConfig", where):
+            with contextlib.suppress(NotFound):  # deleted by hand just now
                 aws.call(where, sagemaker.delete_endpoint_config, EndpointConfigName=config)
-                aws.call(where, sagemaker.delete_model, ModelName=config)
-            except NotFound:
-                continue  # deleted by hand
+        for model in _made(self.name, "Model", where):
+            with contextlib.suppress(NotFound):
+                aws.call(where, sagemaker.delete_model, ModelName=model)
         names = self.alarm_names()
         for start in range(0, len(names), 100):  # DeleteAlarms takes 100
             aws.call(where, cloudwatch.delete_alarms, AlarmNames=names[start : start + 100])
+
+    def versions(self) -> Mapping[str, str]:
+        """Every config that deploys of this endpoint made and that is still there, newest first, with its model version."""
+        made = _made(self.name, "EndpointConfig", f"Listing configs of endpoint '{self.name}'")
+        return {config: tags.get("windlass:model-version", config) for config, tags in made.items()}
 
     def alarm_names(self, config: str = "") -> Sequence[str]:
         """The alarms that deploys of this endpoint made; with ``config``, those scoped to it."""
@@ -284,6 +291,15 @@ def _tags(arn: str, where: str) -> Mapping[str, str]:
     return {tag["Key"]: tag["Value"] for tag in aws.pages(where, "sagemaker", "list_tags", "Tags", ResourceArn=arn)}
 
 
+def _made(endpoint: str, kind: Literal["EndpointConfig", "Model"], where: str) -> Mapping[str, Mapping[str, str]]:
+    """Configs or models that deploys of the endpoint made, newest first, with their tags."""
+    operation = {"EndpointConfig": "list_endpoint_configs", "Model": "list_models"}[kind]
+    stem = plans.stem(f"{endpoint}-v")
+    listed = aws.pages(where, "sagemaker", operation, f"{kind}s", NameContains=stem, SortBy="CreationTime")
+    tagged = {item[f"{kind}Name"]: _tags(item[f"{kind}Arn"], where) for item in listed}
+    return {name: tags for name, tags in tagged.items() if tags.get("windlass:endpoint") == endpoint}
+
+
 def _version_of(config: str, where: str) -> str:
     sagemaker = aws.client("sagemaker")
     try:
@@ -344,6 +360,8 @@ def _decode(raw: bytes, content_type: str, where: str) -> Any:
 
             return np.load(io.BytesIO(raw), allow_pickle=False)
         return raw.decode() if kind.startswith("text/") else raw
+    except ModuleNotFoundError as error:
+        raise MissingExtra("numpy", "serve", "Reading an NPY answer") from error
     except ValueError as error:
         raise DeploymentFailed(f"the model's answer is not {kind}: {error}", where=where) from error
 

@@ -42,8 +42,12 @@ class WindlassError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        sentence = self.what if self.what.endswith((".", "!", "?", "\n")) or not self.hint else f"{self.what}."
-        return (f"{self.where}: " if self.where else "") + sentence + (f" {self.hint}" if self.hint else "")
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if not self.hint:
+            return text
+        if text.endswith("\n"):  # a traceback: the hint stands below it
+            return text + self.hint
+        return f"{text if text.endswith(('.', '!', '?')) else f'{text}.'} {self.hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not pickle by default, and errors cross process pools.

@@ -110,6 +110,11 @@ class Run:
         return self.status in _ENDED
 
     @property
+    def why_no_model(self) -> str:
+        """What to do about a run that has none."""
+        return f"See why: windlass runs log {self.name}" if self.ended else "Wait for it: run.wait()."
+
+    @property
     def source_uri(self) -> str:
         """The training code on S3."""
         return str(self.hyperparameters.get("sagemaker_submit_directory", ""))
@@ -207,7 +212,10 @@ class Run:
         hint = f"Look again: windlass runs show {self.name}"
         run = aws.poll(where, look, lambda r: r.ended, timeout_seconds=timeout_seconds, clock=clock, hint=hint)
         if run.status == "Failed":
-            raise JobFailed(f"it failed\n{run.reason}\n", where=where, reason=run.reason)
+            hint = f"The whole log: windlass runs log {run.name}"
+            if "exit code: 137" in run.reason:
+                hint = f"It was killed, most often for lack of memory: take a larger instance_type=. {hint}"
+            raise JobFailed(f"it failed\n{run.reason}\n", where=where, hint=hint, reason=run.reason)
         if run.status == "Stopped":
             raise JobFailed(
                 "it was stopped", where=where, hint="What it saved is at " + run.model_uri, reason=run.stage
@@ -336,7 +344,7 @@ def evaluate(
     """
     where = f"Evaluating '{run.name}'"
     if not run.model_uri:
-        raise InvalidInput(f"the run is {run.status} and has no model", where=where, hint="Wait for it: run.wait().")
+        raise InvalidInput(f"the run is {run.status} and has no model", where=where, hint=run.why_no_model)
     if not run.source_uri:
         raise InvalidInput(
             "the run was not made in script mode, so it has no source to take evaluate.py from", where=where
@@ -368,7 +376,8 @@ def _source_folder(script: str | Path, source: str | Path | None, where: str) ->
     path = Path(script)
     folder = Path(source) if source is not None else path.parent
     if source is not None and not folder.is_dir():
-        raise InvalidInput(f"source folder {folder} does not exist", where=where)
+        hint = "source= is the folder that holds the script."
+        raise InvalidInput(f"source folder {folder} does not exist", where=where, hint=hint)
     entry = path.as_posix() if source is not None else path.name
     if not (folder / entry).is_file():
         near = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []

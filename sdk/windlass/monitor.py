@@ -141,17 +141,17 @@ def quality(
     cursor_uri = f"s3://{bucket}/quality/{endpoint.name}/cursor.json"
     cursor = _cursor(cursor_uri)
     labels: dict[str, _Label] = dict(cursor.pending)
-    last = cursor.last
-    for item in aws.keys(f"s3://{bucket}/labels/{endpoint.name}/", start_after=cursor.last):
-        last = item["Key"]
-        labels.update(_read_labels(f"s3://{bucket}/{last}"))
+    prefix = f"labels/{endpoint.name}/"
+    found = [item["Key"] for item in aws.keys(f"s3://{bucket}/{prefix}", start_after=f"{prefix}{cursor.start}")]
+    for key in sorted({*found} - {*cursor.read}):
+        labels.update(_read_labels(f"s3://{bucket}/{key}"))
     if not labels:
         return []
 
     results: list[Quality] = []
     data: list[Mapping[str, Any]] = []
     judged = dict(cursor.judged)
-    for config, version in _versions(endpoint, where):
+    for config, version in endpoint.versions().items():
         captured = {identity: (at, answer) for identity, at, answer in _captured(bucket, config, endpoint.name, since)}
         due = captured.keys() & labels.keys()
         if len(due) < max(1, min_samples):
@@ -164,8 +164,15 @@ def quality(
     pending = {key: label for key, label in labels.items() if datetime.fromisoformat(label.at) > since}
     _put(where, data)
     # After publishing: if this fails the same labels are judged again, which beats never.
-    aws.put_bytes(cursor_uri, json.dumps(dataclasses.asdict(_Cursor(last, pending, judged))).encode())
+    start = f"{datetime.fromtimestamp(now, UTC) - _STRAGGLING:%Y/%m/%d/%H/%M}"
+    read = [key for key in found if key > f"{prefix}{start}"]
+    aws.put_bytes(cursor_uri, json.dumps(dataclasses.asdict(_Cursor(start, read, pending, judged))).encode())
     return [dataclasses.replace(result, unmatched=len(pending)) for result in results]
+
+
+# A label object is named for the time on the machine that wrote it, and appears when its upload ends. So the keys of this
+# long before the last call are looked at again.
+_STRAGGLING = timedelta(minutes=15)
 
 
 @dataclass(frozen=True)
@@ -179,12 +186,14 @@ class _Cursor:
     """How far labels have been judged.
 
     Attributes:
-        last: key of the last label object read.
+        start: the time, as keys have it, before which no label object appears any more.
+        read: keys of the label objects after that which have been read.
         pending: labels whose prediction was not captured yet, by inference id.
         judged: how many predictions of each config have been judged so far.
     """
 
-    last: str = ""
+    start: str = ""
+    read: Sequence[str] = ()
     pending: Mapping[str, _Label] = field(default_factory=dict)
     judged: Mapping[str, int] = field(default_factory=dict)
 
@@ -194,8 +203,8 @@ def _cursor(uri: str) -> _Cursor:
         body = json.loads(aws.get_bytes(uri))
     except NotFound:
         return _Cursor()
-    pending = {key: _Label(**label) for key, label in body["pending"].items()}
-    return _Cursor(body["last"], pending, body["judged"])
+    pending = {key: _Label(**label) for key, label in body.pop("pending").items()}
+    return _Cursor(**body, pending=pending)
 
 
 def _read_labels(uri: str) -> Iterator[tuple[str, _Label]]:
@@ -209,33 +218,6 @@ def _read_labels(uri: str) -> Iterator[tuple[str, _Label]]:
             raise InvalidInput(
                 f"line {number} is no label record: {error!r}", where=f"Reading {uri}", hint=hint
             ) from error
-
-
-def _versions(endpoint: Endpoint, where: str) -> Sequence[tuple[str, str]]:
-    """Configs that may have answered, with their model versions: live, being deployed, and those before."""
-    sagemaker = aws.client("sagemaker")
-    answer = aws.call(where, sagemaker.describe_endpoint, EndpointName=endpoint.name)
-    pending = answer.get("PendingDeploymentSummary", {}).get("EndpointConfigName", "")
-    listed = aws.pages(
-        where,
-        "sagemaker",
-        "list_endpoint_configs",
-        "EndpointConfigs",
-        NameContains=f"{endpoint.name}-v",
-        SortBy="CreationTime",
-    )
-    known = dict.fromkeys(
-        [pending, endpoint.wanted_config, answer.get("EndpointConfigName", ""), *endpoint.previous_configs]
-    )
-    there = {item["EndpointConfigName"]: item["EndpointConfigArn"] for item in listed}
-    found = []
-    for config in [name for name in [*known, *there] if name in there]:
-        tags = {
-            t["Key"]: t["Value"] for t in aws.pages(where, "sagemaker", "list_tags", "Tags", ResourceArn=there[config])
-        }
-        if tags.get("windlass:endpoint") == endpoint.name:
-            found.append((config, tags.get("windlass:model-version", config)))
-    return list(dict.fromkeys(found))
 
 
 def _captured(bucket: str, config: str, endpoint: str, since: datetime) -> Iterator[tuple[str, datetime, Any]]:

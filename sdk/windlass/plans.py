@@ -122,9 +122,13 @@ def _find(params: Any, key: str) -> bool:
 def stamped(base: str, now: float) -> str:
     """``base-20260102-030405-678``: unique by time, at most 63 characters, sorted by age."""
     moment = datetime.fromtimestamp(now, UTC)
-    stamp = moment.strftime("%Y%m%d-%H%M%S-") + f"{moment.microsecond // 1000:03d}"
+    return f"{stem(base)}-{moment:%Y%m%d-%H%M%S}-{moment.microsecond // 1000:03d}"
+
+
+def stem(base: str) -> str:
+    """What is left of a base beside its time stamp: the longest ones are cut."""
     clean = re.sub(r"[^a-zA-Z0-9]+", "-", base).strip("-") or "windlass"
-    return f"{clean[: 62 - len(stamp)].rstrip('-')}-{stamp}"
+    return clean[: 62 - len("20260102-030405-678")].rstrip("-")
 
 
 def alarm_name(endpoint: str, slo: Slo, scope: str) -> str:

@@ -30,7 +30,8 @@ class JobProgress:
             TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, console=console or Console(stderr=True), transient=True)
+        console = console or Console(stderr=True)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(title, total=epochs, said="starting")
         self._epochs = epochs
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from windlass import artifact, aws, plans
-from windlass.errors import InvalidInput, NotFound
+from windlass.errors import CorruptArtifact, InvalidInput, NotFound
 from windlass.foundation import Contract
 from windlass.jobs import Run
 from windlass.plans import Plan
@@ -187,7 +187,7 @@ def register(
     """
     where = f"Registering run '{run.name}'"
     if run.status != "Completed" or not run.model_uri:
-        raise InvalidInput(f"the run is {run.status}, so it has no model", where=where, hint="Wait for it: run.wait().")
+        raise InvalidInput(f"the run is {run.status}, so it has no model", where=where, hint=run.why_no_model)
     contract = Contract.load(project)
     group = check_name(model or contract.model_package_group, where)
     with tempfile.TemporaryDirectory() as scratch:
@@ -225,9 +225,13 @@ def register(
 
 def _bundle(run: Run, evaluation: Run | None, scratch: Path, where: str) -> artifact.Bundle:
     weights, code = scratch / "weights", scratch / "code"
-    artifact.extract(aws.download(run.model_uri, scratch / "trained.tar.gz"), weights)
-    if run.source_uri:
-        artifact.extract(aws.download(run.source_uri, scratch / "source.tar.gz"), code)
+    for uri, folder in ((run.model_uri, weights), (run.source_uri, code)):
+        try:
+            if uri:
+                artifact.extract(aws.download(uri, scratch / f"{folder.name}.tar.gz"), folder)
+        except CorruptArtifact as error:
+            error.where = f"{where}, unpacking {uri}"
+            raise
     inference = next((f for f in (code / "inference.py", weights / "code" / "inference.py") if f.is_file()), None)
     if inference is None:
         hint = "Put one with model_fn beside the training script (templates/image-classifier has one)."

@@ -8,12 +8,14 @@ import json
 import tarfile
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import boto3
 import pytest
 
+from windlass import foundation as foundations
 from windlass.local import LocalCloud
 
 TRUST = {
@@ -96,3 +98,28 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         rig.role = created["Role"]["Arn"]
         yield rig
         rig.close()
+
+
+@contextmanager
+def sdk_on(rig: Rig) -> Iterator[None]:
+    """The SDK of this process talks to the rig: it reads where it goes from the environment, as boto3 does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("AWS_PROFILE", raising=False)
+        for name, value in rig.env.items():
+            patch.setenv(name, value)
+        patch.setattr(boto3, "DEFAULT_SESSION", None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def contract(rig: Rig) -> foundations.Contract:
+    """The foundation of the project ``windlass``, deployed once."""
+    with sdk_on(rig):
+        return foundations.deploy()
+
+
+@pytest.fixture(scope="module")
+def foundation(rig: Rig, contract: foundations.Contract) -> Iterator[foundations.Contract]:
+    """A deployed foundation, with the SDK of this process pointed at it."""
+    with sdk_on(rig):
+        yield contract

@@ -22,22 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["plan"] and len(arguments) > 1 and not arguments[1].startswith("-"):
         arguments = [*arguments[1:], "--dry-run"]
     try:
-        status = app(arguments, prog_name="windlass", standalone_mode=False)
+        app(arguments, prog_name="windlass")
     except WindlassError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. What was started on AWS goes on: windlass runs list, windlass status.\n")
-        return 130
-    except Exception as error:
-        # click's own errors are about usage and know how to show themselves; anything else is a fault of ours, with its trace.
-        import click
-
-        if isinstance(error, click.exceptions.Abort):
-            sys.stderr.write("Aborted.\n")
-            return 130
-        if not isinstance(error, click.ClickException):
-            raise
-        error.show()
-        return error.exit_code
-    return status if isinstance(status, int) else 0
+    except SystemExit as ended:
+        # How typer ends, also after wrong usage, which it explains itself. Its errors have no public root to catch.
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from windlass import __version__
-from windlass.cli import infra, local, verbs
+from windlass.cli import infra, local, show, verbs
+
+
+class _Commands(TyperGroup):
+    """Says what Ctrl-C did not stop."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            show.say("Interrupted. What was started on AWS goes on: windlass runs list, windlass status.")
+            raise typer.Exit(130) from error
+        except typer.Abort as error:
+            show.say("Aborted.")
+            raise typer.Exit(130) from error
+
 
 app = typer.Typer(
     name="windlass",
+    cls=_Commands,
     help="From a training script to a watched SageMaker endpoint, and back when it goes bad.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

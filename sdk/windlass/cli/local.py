@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,24 +79,55 @@ def run(
         if foundation:
             deploy = [sys.executable, "-m", "windlass.cli", "infra", "deploy"]
             code = subprocess.run(deploy, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
-        code = code or _run(command, environment)
+        code = code or _run(command, environment, cloud)
     raise typer.Exit(code)
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
+def _run(command: list[str], environment: dict[str, str], cloud: LocalCloud) -> int:
+    asked_to_end = threading.Event()
+    # Ctrl-C reaches the command too (it is in our process group); it ends in its own way, and then the cloud ends.
+    # A handler, because SIG_IGN would be the command's own from its start.
+    interrupted = signal.signal(signal.SIGINT, lambda *_: None)
+    terminated = signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
     try:
-        process = subprocess.Popen(command, env=environment)
+        process = subprocess.Popen(command, env=environment, preexec_fn=_end_with(os.getpid()))
+        while (code := _code(process)) is None:
+            if asked_to_end.is_set():
+                process.terminate()
+                asked_to_end.clear()
+            if not cloud.running:
+                show.say("The local cloud has ended before the command, which is therefore ended, too.")
+                process.terminate()
+                return _shell_code(process.wait()) or 1
     except OSError as error:
         raise InvalidInput(f"{command[0]} cannot be run: {error.strerror}", where="windlass local run") from error
-    # Ctrl-C reaches the command too (it is in our process group); it ends in its own way, and then the cloud ends.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    terminated = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        code = process.wait()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, interrupted)
         signal.signal(signal.SIGTERM, terminated)
+    return _shell_code(code)
+
+
+def _code(process: subprocess.Popen[bytes]) -> int | None:
+    """How it ended; None when it has not, after a moment."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(0.2)
+    return None
+
+
+def _shell_code(code: int) -> int:
     return code if code >= 0 else 128 - code
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    """For the child, before it becomes the command: when this process is killed, which can tell nobody, so does the command."""
+    from windlass.local.keeper import PR_SET_PDEATHSIG, prctl
+
+    def child() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # killed already
+            os._exit(1)
+
+    return child
 
 
 def _server() -> type[LocalCloud]:

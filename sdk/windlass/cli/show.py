@@ -40,10 +40,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")  # half a name is of no use
     for row in rows:
         shown.add_row(*(_text(cell) for cell in row))
-    Console(soft_wrap=True).print(shown)
+    # In a pipe there is no width to fit into, and a line is a row.
+    Console(width=None if sys.stdout.isatty() else 10_000).print(shown)
 
 
 def say(text: str) -> None:

@@ -105,14 +105,19 @@ class LocalCloud:
         finally:
             os.close(ready)
         if not line:
+            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(1.0)
             process.kill()
             cloud._forget()
             with logfile.open("rb") as said:
                 said.seek(start)
                 message = said.read().decode(errors="replace").strip()
-            raise LocalCloudError(
-                message or f"no answer in {START_TIMEOUT_SECONDS:.0f} s", where="Starting the local cloud"
+            silence = (
+                f"no answer in {START_TIMEOUT_SECONDS:.0f} s" if code is None else f"its process ended with code {code}"
             )
+            hint = "" if message else f"Nothing could be read in {logfile}: is there room on its disk?"
+            raise LocalCloudError(message or silence, where="Starting the local cloud", hint=hint)
         cloud.url = json.loads(line)["url"]
         return cloud
 
@@ -143,6 +148,11 @@ class LocalCloud:
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
         }
+
+    @property
+    def running(self) -> bool:
+        """Whether its server process is there."""
+        return self._process.poll() is None if self._process else self.find(self.state) is not None
 
     def stop(self) -> None:
         """End it with every process that it started; returns when they are gone. Harmless when it has ended.

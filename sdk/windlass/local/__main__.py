@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import json
 import logging
 import os
 import signal
+import socket
+import sqlite3
 import sys
 import threading
 from pathlib import Path
@@ -57,10 +60,20 @@ def main() -> int:
             f"Another local cloud uses the state folder {state}. End it (windlass local down), or choose another folder.\n"
         )
         return 1
-    except OSError as error:
-        sys.stderr.write(f"The local cloud cannot listen on {options.host}:{options.port}: {error.strerror or error}\n")
+    except (OSError, sqlite3.Error) as error:
+        what = (
+            f"listen on {options.host}:{options.port}" if _is_about_addresses(error) else f"keep its state in {state}"
+        )
+        sys.stderr.write(f"The local cloud cannot {what}: {getattr(error, 'strerror', None) or error}\n")
         return 1
     return 0
+
+
+def _is_about_addresses(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        taken = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+        return taken or isinstance(error, socket.gaierror) or (error.errno == errno.EACCES and error.filename is None)
+    return False
 
 
 def _watch(fd: int, stop: object) -> None:

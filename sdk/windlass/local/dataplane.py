@@ -139,6 +139,9 @@ class DataPlane:
             with endpoint.router.route(wanted) as (fleet, instance):
                 reply, seconds = _ask(instance, invocation)
                 healthy = fleet.healthy()[instance.spec.name]
+                # While the request is held: a fleet that is retired writes what it captured when nothing is outstanding.
+                if isinstance(reply, Reply):
+                    _capture(endpoint.capture_of(fleet), invocation, reply, instance.spec.name, at)
         except NoCapacity as error:
             self._meter.add(_sample(invocation, str(error), None, at, 503, None, time.perf_counter() - began, 1))
             return _refusal("ServiceUnavailable", f"No instance of endpoint {name} is healthy at the moment.", 503)
@@ -165,20 +168,7 @@ class DataPlane:
             return _model_error(invocation, reply.status, reply.body.decode("utf-8", "replace"), instance.stream)
         if len(reply.body) > PAYLOAD_LIMIT_BYTES:
             return _model_error(invocation, 0, f"The response exceeds {PAYLOAD_LIMIT_BYTES} bytes.", instance.stream)
-        content_type = reply.headers.get("content-type", "application/octet-stream")
-        if capture := endpoint.capture_of(fleet):
-            capture.record(
-                Exchange(
-                    variant=instance.spec.name,
-                    at=at,
-                    request_type=invocation.content_type or "",
-                    request=invocation.body,
-                    response_type=content_type,
-                    response=reply.body,
-                    inference_id=invocation.inference_id,
-                    custom_attributes=invocation.custom_attributes,
-                )
-            )
+        content_type = _content_type(reply)
         headers = {"Content-Type": content_type, "x-Amzn-Invoked-Production-Variant": instance.spec.name}
         if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
             headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
@@ -194,6 +184,26 @@ def _ask(instance: Instance, invocation: Invocation) -> tuple[Reply | str, float
     except Unanswered as error:
         reply = str(error)
     return reply, time.perf_counter() - began
+
+
+def _capture(capture: Capture | None, invocation: Invocation, reply: Reply, variant: str, at: float) -> None:
+    if capture and 200 <= reply.status < 300 and len(reply.body) <= PAYLOAD_LIMIT_BYTES:
+        capture.record(
+            Exchange(
+                variant=variant,
+                at=at,
+                request_type=invocation.content_type or "",
+                request=invocation.body,
+                response_type=_content_type(reply),
+                response=reply.body,
+                inference_id=invocation.inference_id,
+                custom_attributes=invocation.custom_attributes,
+            )
+        )
+
+
+def _content_type(reply: Reply) -> str:
+    return reply.headers.get("content-type", "application/octet-stream")
 
 
 def _sample(

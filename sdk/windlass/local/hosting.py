@@ -12,6 +12,7 @@ import itertools
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +33,9 @@ from windlass.local.rollout import Policy, Rollout
 log = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_SECONDS = 1.0
+RECOVERY_SECONDS = 60.0
+"""How long a rollback waits for the old fleet, which takes all traffic again, to be healthy."""
+
 IN_PROGRESS = frozenset({"Creating", "Updating", "RollingBack", "Deleting", "SystemUpdating"})
 
 # What a request may ask for on AWS and not here, yet. Silence would be a false success.
@@ -386,9 +390,11 @@ class Hosting:
                 reason = rollout.run()
         except FleetFailed as error:
             reason = str(error)
+        except Exception as error:  # the old fleet stands by, whatever it was
+            log.exception("The deployment of %s to endpoint %s", new.config.name, endpoint.name)
+            reason = _internal(error)
         if reason is None:
-            old.fleet.stop()
-            self._flush_capture(old)
+            self._retire(old)
             with self._changed:
                 endpoint.live, endpoint.pending = new, None
                 self._become(endpoint, "InService")
@@ -402,21 +408,30 @@ class Hosting:
             endpoint.failure = reason
             self._become(endpoint, "RollingBack")
         self._announce(endpoint)
-        new.fleet.stop()
-        self._flush_capture(new)
+        self._retire(new)
+        recovered = old.fleet.wait_healthy(
+            RECOVERY_SECONDS
+        )  # if what broke the new one broke it, too, it is being restarted
         with self._changed:
             endpoint.pending = None
-            self._become(endpoint, "InService" if all(old.fleet.healthy().values()) else "UpdateRollbackFailed")
+            self._become(endpoint, "InService" if recovered else "UpdateRollbackFailed")
 
     def _take_down(self, endpoint: Endpoint) -> None:
         for deployed in (endpoint.live, endpoint.pending):
             if deployed:
-                deployed.fleet.stop()
-                self._flush_capture(deployed)
+                self._retire(deployed)
         with self._changed:
             self._endpoints.pop((endpoint.region, endpoint.name), None)
             self._become(endpoint, "Deleted")
         self._announce(endpoint)
+
+    def _retire(self, deployed: Deployed) -> None:
+        """End a fleet that takes no more traffic. What becomes of the endpoint does not hang on it."""
+        try:
+            deployed.fleet.stop()
+        except Exception:
+            log.exception("Fleet %s did not end in order; its processes end with the local cloud", deployed.config.name)
+        self._flush_capture(deployed)
 
     def _shift(self, endpoint: Endpoint, share: float) -> None:
         with self._changed:
@@ -429,19 +444,27 @@ class Hosting:
         def run() -> None:
             try:
                 work(endpoint)
-            except Exception as error:  # a deployment must end in a state, not in a silent thread
+            except Exception as error:
                 log.exception("Endpoint %s", endpoint.name)
-                with self._changed:
-                    endpoint.failure = f"Internal failure of the local cloud: {type(error).__name__}: {error}"
-                    endpoint.pending = endpoint.pending if endpoint.live is None else None
-                    self._become(endpoint, "Failed" if endpoint.live is None else "UpdateRollbackFailed")
+                fail(error)
             finally:
                 self._threads.discard(threading.current_thread())
 
+        def fail(error: Exception) -> None:  # a deployment must end in a state, not in a silent thread
+            with self._changed:
+                endpoint.failure = _internal(error)
+                endpoint.pending = endpoint.pending if endpoint.live is None else None
+                self._become(endpoint, "Failed" if endpoint.live is None else "UpdateRollbackFailed")
+            self._announce(endpoint)
+
         thread = threading.Thread(target=run, name=f"endpoint-{endpoint.name}", daemon=True)
         self._threads.add(thread)
-        self._start_flusher()
-        thread.start()
+        try:
+            self._start_flusher()
+            thread.start()
+        except RuntimeError as error:  # this process may start no more threads
+            self._threads.discard(thread)
+            fail(error)
 
     def _prepare(self, endpoint: Endpoint, config: Record, properties: dict[str, Any]) -> Deployed:
         region, name = endpoint.region, endpoint.name
@@ -497,8 +520,9 @@ class Hosting:
     def close(self) -> None:
         """End every process and thread, and write what is still in memory."""
         self._closing.set()
+        patience = time.monotonic() + 5.0
         for thread in list(self._threads):
-            thread.join(5.0)
+            thread.join(max(0.0, patience - time.monotonic()))
         with self._changed:
             running = [
                 each for endpoint in self._endpoints.values() for each in (endpoint.live, endpoint.pending) if each
@@ -523,7 +547,10 @@ class Hosting:
 
     def _flush_regularly(self) -> None:
         while not self._closing.wait(FLUSH_INTERVAL_SECONDS):
-            self._flush()
+            try:
+                self._flush()
+            except Exception:  # a full disk may have room again by the next time
+                log.exception("The metrics of a moment are lost")
 
     def _flush(self) -> None:
         self._meter.flush()
@@ -539,7 +566,7 @@ class Hosting:
         if deployed.capture:
             try:
                 deployed.capture.flush()
-            except storage.Missing as error:
+            except (storage.Missing, OSError) as error:
                 log.warning("Captured data of %s is lost: %s", deployed.config.name, error)
 
     def _closed(self) -> str | None:
@@ -599,24 +626,25 @@ class Hosting:
 
     def _announce(self, endpoint: Endpoint) -> None:
         shown = endpoint.live or endpoint.pending
-        self._cloud.events.put(
-            endpoint.region,
-            {
-                "detail-type": "SageMaker Endpoint State Change",
-                "source": "aws.sagemaker",
-                "resources": [endpoint.arn],
-                "detail": {
-                    "EndpointName": endpoint.name,
-                    "EndpointArn": endpoint.arn,
-                    "EndpointConfigName": shown.config.name if shown else "",
-                    "EndpointStatus": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", endpoint.status).upper(),
-                    "CreationTime": int(endpoint.created.timestamp() * 1000),
-                    "LastModifiedTime": int(endpoint.modified.timestamp() * 1000),
-                    "Tags": self._cloud.tags.get(endpoint.arn.lower(), {}),
-                    **({"FailureReason": endpoint.failure} if endpoint.failure else {}),
-                },
+        event = {
+            "detail-type": "SageMaker Endpoint State Change",
+            "source": "aws.sagemaker",
+            "resources": [endpoint.arn],
+            "detail": {
+                "EndpointName": endpoint.name,
+                "EndpointArn": endpoint.arn,
+                "EndpointConfigName": shown.config.name if shown else "",
+                "EndpointStatus": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", endpoint.status).upper(),
+                "CreationTime": int(endpoint.created.timestamp() * 1000),
+                "LastModifiedTime": int(endpoint.modified.timestamp() * 1000),
+                "Tags": self._cloud.tags.get(endpoint.arn.lower(), {}),
+                **({"FailureReason": endpoint.failure} if endpoint.failure else {}),
             },
-        )
+        }
+        try:
+            self._cloud.events.put(endpoint.region, event)
+        except Exception:  # nobody's deployment stops because a rule cannot be matched
+            log.exception("The event of endpoint %s is lost", endpoint.name)
 
 
 class HostingOperations:
@@ -670,6 +698,10 @@ class HostingOperations:
     def delete_endpoint(self) -> ActionResult:
         self._hosting.delete_endpoint(self.region, self.params)
         return EmptyResult()
+
+
+def _internal(error: Exception) -> str:
+    return f"Internal failure of the local cloud: {type(error).__name__}: {error}"
 
 
 def _unsupported(what: str) -> Fault:

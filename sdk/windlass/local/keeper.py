@@ -1,6 +1,6 @@
 """The keeper: one small process that is the parent of everything the local cloud runs.
 
-Run by path with ``python -I -S keeper.py FD``, never imported: it uses the standard library alone and is up in about 20 ms.
+Run by path with ``python -I -S keeper.py FD``: it uses the standard library alone and is up in about 20 ms.
 It is single-threaded, so that it may fork, and so that PR_SET_PDEATHSIG, which is tied to the *thread* that forked, means
 the death of the keeper. What it owes to the rest:
 
@@ -17,6 +17,7 @@ The wire: messages of JSON, each with a 4-byte big-endian length in front. Reque
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -48,6 +49,8 @@ prctl = _load_prctl()
 
 class Keeper:
     def __init__(self, server: socket.socket) -> None:
+        # A child that held it would keep the server from noticing the death of the keeper.
+        server.set_inheritable(False)
         self.server = server
         self.buffer = bytearray()
         self.fds: list[int] = []  # received, not yet claimed by their "start" message; both arrive in the same order
@@ -82,6 +85,8 @@ class Keeper:
             data, fds = b"", []
         if not data:
             self.end()
+        for fd in fds:
+            os.set_inheritable(fd, False)
         self.buffer += data
         self.fds += fds
         while len(self.buffer) >= LENGTH.size:
@@ -102,10 +107,20 @@ class Keeper:
     # Requests
 
     def start(self, id: int, argv: list[str], env: dict[str, str], cwd: str) -> None:  # noqa: A002  (the wire's word)
-        output = self.fds.pop(0)
-        failed, failing = os.pipe()  # closed by a successful exec; carries the error of one that fails
+        output = self.fds.pop(0) if self.fds else None
         me = os.getpid()
-        pid = os.fork()
+        failed = failing = None
+        try:
+            if output is None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # the kernel drops what has no room
+            failed, failing = os.pipe()  # closed by a successful exec; carries the error of one that fails
+            pid = os.fork()
+        except OSError as error:  # a limit on processes or open files; the others must live on
+            for fd in (output, failed, failing):
+                if fd is not None:
+                    os.close(fd)
+            self.report(id=id, error=f"{type(error).__name__}: {error}")
+            return
         if pid == 0:
             try:
                 os.setsid()

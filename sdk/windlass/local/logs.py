@@ -6,12 +6,15 @@ follow(pipe, stream.write)      # until the other end of the pipe is closed
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
+
+log = logging.getLogger(__name__)
 
 MAX_EVENT_BYTES = 256 * 1024 - 26
 """The largest event that every SDK accepts: 256 KiB with the 26 bytes that CloudWatch Logs counts for its own."""
@@ -45,19 +48,27 @@ class LogStream:
 def follow(fd: int, take: Callable[[str], None]) -> None:
     """Give each line of a pipe to ``take`` as soon as it is complete, until EOF. Closes the pipe.
 
-    A progress bar redraws its line with carriage returns: only what it shows at the end is kept.
+    A progress bar redraws its line with carriage returns: only what it shows at the end is kept. A line that ``take`` fails on
+    is lost, and reading goes on: the process that writes must not break because its log does.
     """
+
+    def give(line: bytes) -> None:
+        try:
+            take(_text(line))
+        except Exception:
+            log.exception("A line of output is lost")
+
     with os.fdopen(fd, "rb", buffering=0) as pipe:
         rest = b""
         while chunk := pipe.read(1 << 16):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                take(_text(line))
+                give(line)
             if len(rest) > MAX_EVENT_BYTES:
-                take(_text(rest))
+                give(rest)
                 rest = b""
         if rest:
-            take(_text(rest))
+            give(rest)
 
 
 def _text(line: bytes) -> str:

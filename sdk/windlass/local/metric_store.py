@@ -184,7 +184,7 @@ class MetricStore:
                 self._db.execute("INSERT INTO journal (points) VALUES (?)", (np.array(rows, POINT).tobytes(),))
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                self._undo()
                 self._forget_unsaved()
                 raise
             self._remember(rows)
@@ -210,6 +210,10 @@ class MetricStore:
         series = _Series(int(cursor.lastrowid or 0), region, metric)
         self._add(series)
         return series
+
+    def _undo(self) -> None:
+        if self._db.in_transaction:  # a full disk has ended it already
+            self._db.execute("ROLLBACK")
 
     def _forget_unsaved(self) -> None:
         saved = {number for (number,) in self._db.execute("SELECT id FROM series")}
@@ -241,7 +245,7 @@ class MetricStore:
             self._db.execute("DELETE FROM journal")
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._undo()
             raise
         for series in self._by_id.values():
             series.recent = np.empty(0, POINT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import sqlite3
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 from moto.s3.models import s3_backends
 
-from windlass.local import storage
+from windlass.local import hosting, storage
+from windlass.local.capture import Capture
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
 from windlass.local.hosting import Hosting
@@ -537,3 +540,131 @@ def test_reset_forgets_everything(serving: Cloud) -> None:
     make_config(serving, "v1")
     start(serving, "v1")
     assert invoke(serving)[2] == b"v1"
+
+
+# -- what must not happen, and happens ------------------------------------------------------------------------------------
+
+
+class Broken:
+    """In place of a part of the cloud: each of its methods raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: Any, **__: Any) -> Any:
+            raise ValueError(f"{name} is broken")
+
+        return fail
+
+
+def test_an_endpoint_that_cannot_be_made_fails_with_the_reason(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    cloud.keeper.start = Broken().start  # type: ignore[method-assign]
+
+    start(cloud, "v1", expect="Failed")
+
+    assert describe(cloud)["FailureReason"] == "Internal failure of the local cloud: ValueError: start is broken"
+    cloud.hosting.delete_endpoint(REGION, {"EndpointName": "digits"})
+    assert cloud.hosting.wait(REGION, "digits", timeout=30) is None
+
+
+def test_a_full_disk_fails_the_endpoint_with_the_reason(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    (cloud.state / "endpoints").write_text("in the way of the folder")
+
+    start(cloud, "v1", expect="Failed")
+
+    assert "The model server could not be started: " in describe(cloud)["FailureReason"]
+
+
+def test_a_rule_that_cannot_be_matched_stops_no_deployment(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    cloud.events = Broken()  # type: ignore[assignment]
+
+    start(cloud, "v1")
+
+    assert invoke(cloud)[2] == b"v1"
+
+
+def test_a_deployment_that_breaks_is_rolled_back(serving: Cloud) -> None:
+    # Given a bake whose alarms can no longer be read
+    update(serving, "v2", DeploymentConfig=canary())
+    serving.clock.wait_for_sleeper()
+    serving.alarms = Broken()  # type: ignore[assignment]
+
+    serving.clock.advance(0.3)
+
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    described = describe(serving)
+    assert described["EndpointConfigName"] == "v1"
+    assert described["FailureReason"] == "Internal failure of the local cloud: ValueError: states is broken"
+    assert answers(serving, 20) == {b"v1": 20}
+    assert len(list((serving.state / "endpoints" / "digits").iterdir())) == 1  # the fleet of v2 has ended
+
+
+def test_a_rollback_waits_until_a_killed_old_fleet_is_back(serving: Cloud) -> None:
+    # Given a bake in which everything is killed
+    update(serving, "v2", DeploymentConfig=canary())
+    serving.clock.wait_for_sleeper()
+    assert serving.keeper.pid
+    os.kill(serving.keeper.pid, signal.SIGKILL)
+
+    # When the alarm rings
+    serving.alarms.now["accuracy"] = "ALARM"
+    serving.clock.advance(0.3)
+
+    # Then the old fleet serves again
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert describe(serving)["EndpointConfigName"] == "v1"
+    assert answers(serving, 5) == {b"v1": 5}
+
+
+def test_metrics_that_cannot_be_kept_now_do_not_stop_the_later_ones(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosting, "FLUSH_INTERVAL_SECONDS", 0.01)
+    put, failed, kept = cloud.metrics.put_many, threading.Event(), threading.Event()
+
+    def put_many(region: str, data: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise sqlite3.OperationalError("database or disk is full")
+        put(region, data)
+        kept.set()
+
+    monkeypatch.setattr(cloud.metrics, "put_many", put_many)
+    make_model(cloud, "v1")
+    make_config(cloud, "v1")
+    start(cloud, "v1")
+    invoke(cloud)
+    assert failed.wait(30)
+
+    invoke(cloud)
+
+    assert kept.wait(30)
+
+
+def test_a_prediction_is_captured_before_its_fleet_may_end(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    outstanding: list[int] = []
+    record = Capture.record
+
+    def recorded(capture: Capture, exchange: Any) -> None:
+        live = cloud.hosting._endpoints[REGION, "digits"].live
+        assert live is not None
+        outstanding.append(sum(instance.outstanding for instance in live.fleet))
+        record(capture, exchange)
+
+    monkeypatch.setattr(Capture, "record", recorded)
+    capture = {
+        "InitialSamplingPercentage": 100,
+        "DestinationS3Uri": "s3://models/captured",
+        "CaptureOptions": [{"CaptureMode": "Output"}],
+    }
+    make_model(cloud, "v1")
+    make_config(cloud, "v1", DataCaptureConfig=capture)
+    start(cloud, "v1")
+
+    invoke(cloud)
+
+    assert outstanding == [1]

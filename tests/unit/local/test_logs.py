@@ -95,6 +95,23 @@ def test_a_pipe_is_read_line_by_line(data: bytes, lines: list[str]) -> None:
     assert followed(data) == lines
 
 
+def test_a_line_that_cannot_be_kept_does_not_break_the_writer(caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[str] = []
+
+    def take(line: str) -> None:
+        if line == "two":
+            raise OSError("no space left")
+        lines.append(line)
+
+    reading, writing = os.pipe()
+    os.write(writing, b"one\ntwo\nthree\n")
+    os.close(writing)
+    follow(reading, take)
+
+    assert lines == ["one", "three"]
+    assert "A line of output is lost" in caplog.text
+
+
 def test_a_line_is_passed_on_before_the_next_one_is_written() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"first\nsec")

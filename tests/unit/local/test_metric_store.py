@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +143,25 @@ def test_statistic_sets_keep_their_four_numbers(store: MetricStore, clock: Manua
     point = store.read(REGION, LATENCY, 0, 4e9)[0]
     assert [point[name] for name in ("total", "count", "low", "high")] == [30, 3, 5, 15]
     assert isinstance(point, np.void)
+
+
+def test_a_full_disk_loses_what_did_not_fit_and_nothing_else(tmp_path: Path, clock: ManualClock) -> None:
+    # Given a store whose file cannot grow
+    store = MetricStore(tmp_path / "metrics.sqlite", clock)
+    store.put_many(REGION, [fine(clock.now(), 1.0)])
+    [pages] = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+    new = Metric.of("W", "x" * 255, {"EndpointName": "digits"})
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.put_many(REGION, [Datum(new, clock.now(), ((1.0, 1.0),))] * 10_000)
+    assert values(store, new) == []
+
+    # When there is room again
+    store._db.execute("PRAGMA max_page_count=1000000")
+    store.put_many(REGION, [Datum(new, clock.now(), ((2.0, 1.0),))])
+    store.close()
+
+    # Then it goes on, and what it holds can be opened again
+    again = MetricStore(tmp_path / "metrics.sqlite", clock)
+    assert values(again, new) == [2.0]
+    again.close()

@@ -365,6 +365,12 @@ class TestLife:
             with pytest.raises(LocalCloudError, match=f"cannot listen on 127.0.0.1:{port}"):
                 LocalCloud.up(tmp_path, port=port)
 
+    def test_a_state_folder_that_cannot_be_used_is_an_error_with_its_name(self, tmp_path: Path) -> None:
+        (tmp_path / "metrics.sqlite").mkdir()
+
+        with pytest.raises(LocalCloudError, match=f"cannot keep its state in {tmp_path}: unable to open"):
+            LocalCloud.up(tmp_path)
+
     @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_at_once_with_code_0(self, tmp_path: Path, signum: int) -> None:
         command = [sys.executable, "-m", "windlass.local", "--state", str(tmp_path)]

@@ -1,0 +1,887 @@
+"""What goes wrong says where, what and what to do, through the SDK and through the CLI, and leaves nothing unmentioned."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+import windlass as wl
+from tests.cloud.conftest import Rig
+from windlass import cli
+from windlass import foundation as foundations
+from windlass.errors import (
+    AccessDenied,
+    Conflict,
+    CorruptArtifact,
+    DeploymentFailed,
+    InvalidInput,
+    JobFailed,
+    MissingExtra,
+    ModelFailed,
+    NotFound,
+    Refused,
+    RolledBack,
+    Unreachable,
+    WindlassError,
+)
+from windlass.foundation import CONTRACT_VERSION, Contract
+from windlass.plans import HISTORY_TAG
+
+GOOD_SCRIPT = """
+import os, pathlib, sys
+pathlib.Path(os.environ["SM_MODEL_DIR"], "weights.txt").write_text(" ".join(sys.argv[1:]))
+"""
+INFERENCE = """
+import json
+def model_fn(model_dir):
+    return "a model"
+def input_fn(body, content_type):
+    return json.loads(body)
+def predict_fn(data, model):
+    if data == "raise":
+        raise ValueError("three channels expected")
+    return {"label": 7}
+def output_fn(prediction, accept):
+    if accept == "application/x-npy":
+        return b"\\x93NUMPY", accept
+    return json.dumps(prediction), "application/json"
+"""
+EVALUATE = """
+import json, os, pathlib
+assert list(pathlib.Path(os.environ["SM_CHANNEL_MODEL"]).iterdir())
+scores = {"multiclass_classification_metrics": {"accuracy": {"value": 0.5}}}
+pathlib.Path(os.environ["SM_OUTPUT_DATA_DIR"], "evaluation.json").write_text(json.dumps(scores))
+print("test:accuracy=0.5")
+"""
+
+
+@dataclass
+class Shop:
+    """A project with a trained run, an approved and a pending version, and an endpoint that serves the former."""
+
+    rig: Rig
+    folder: Path
+    run: wl.Run = field(init=False)
+    version: wl.ModelVersion = field(init=False)
+    pending: wl.ModelVersion = field(init=False)
+    endpoint: wl.Endpoint = field(init=False)
+
+    def script(self, text: str, inference: str = INFERENCE) -> Path:
+        """A training script, in a folder of its own with the code that serves its model."""
+        folder = self.folder / self.rig.unique("source")
+        folder.mkdir()
+        for name, body in (("train.py", text), ("inference.py", inference), ("evaluate.py", EVALUATE)):
+            (folder / name).write_text(body)
+        return folder / "train.py"
+
+    def trained(self, inference: str = INFERENCE, script: str = GOOD_SCRIPT) -> wl.Run:
+        return wl.train(self.script(script, inference))
+
+    def approved(self, inference: str = INFERENCE) -> wl.ModelVersion:
+        """A version of a model of its own."""
+        return wl.register(self.trained(inference), self.rig.unique("model"), approve=True)
+
+    def spoil(self, uri: str) -> None:
+        """Write over an archive."""
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        self.rig.client("s3").put_object(Bucket=bucket, Key=key, Body=b"this is no archive")
+
+    def remove(self, uri: str) -> None:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        self.rig.client("s3").delete_object(Bucket=bucket, Key=key)
+
+    def inventory(self) -> set[str]:
+        """Names of all that can be made half."""
+        sagemaker = self.rig.client("sagemaker")
+        listings = [
+            (sagemaker, "list_endpoints", "Endpoints", "EndpointName"),
+            (sagemaker, "list_endpoint_configs", "EndpointConfigs", "EndpointConfigName"),
+            (sagemaker, "list_models", "Models", "ModelName"),
+            (sagemaker, "list_training_jobs", "TrainingJobSummaries", "TrainingJobName"),
+            (sagemaker, "list_model_package_groups", "ModelPackageGroupSummaryList", "ModelPackageGroupName"),
+            (self.rig.client("cloudwatch"), "describe_alarms", "MetricAlarms", "AlarmName"),
+        ]
+        return {
+            item[name]
+            for client, operation, key, name in listings
+            for page in client.get_paginator(operation).paginate()
+            for item in page[key]
+        }
+
+    def judged(self, **options: Any) -> Any:
+        """What :func:`monitor.quality` says once the predictions have been captured."""
+        deadline = time.monotonic() + 20
+        while not (found := wl.monitor.quality(self.endpoint, **options)):
+            assert time.monotonic() < deadline, "nothing was captured"
+        return found
+
+
+@pytest.fixture(scope="module")
+def shop(rig: Rig, foundation: Contract, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    whole = {**dataclasses.asdict(foundation), "version": CONTRACT_VERSION}
+    for project, lacks in (("gone", {"bucket": "a-bucket-that-is-gone"}), ("roleless", {"role_arn": NOBODY})):
+        value = json.dumps({**whole, **lacks})
+        rig.client("ssm").put_parameter(Name=f"/windlass/{project}/contract", Value=value, Type="String")
+    shop = Shop(rig, tmp_path_factory.mktemp("shop"))
+    shop.run = shop.trained()
+    shop.version = wl.register(shop.run, "good", approve=True)
+    shop.pending = wl.register(shop.run, "good")
+    shop.endpoint = wl.deploy(shop.version, "live")
+    yield shop
+    shop.endpoint.delete()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One bad input.
+
+    Attributes:
+        sdk: what a program calls. It gets the shop and what ``given`` made.
+        argv: the same through the CLI; None where the CLI cannot be asked for it.
+        kind: of the error.
+        says: what the message holds.
+        unsaid: what it must not hold.
+        given: what has to be there before.
+    """
+
+    sdk: Callable[[Shop, Any], object] | None
+    argv: Callable[[Shop, Any], Sequence[object]] | None
+    kind: type[WindlassError]
+    says: tuple[str, ...]
+    unsaid: tuple[str, ...] = ()
+    given: Callable[[Shop], Any] = lambda shop: None
+
+
+OURS = ("CalledProcessError", "runpy", "windlass/runtime", "<frozen")
+
+
+def training(script: str, *says: str, **hyperparameters: Any) -> Row:
+    """A script that fails. What is ours never shows in its traceback."""
+    pairs = [word for name, value in hyperparameters.items() for word in ("-p", f"{name}={value}")]
+    return Row(
+        lambda shop, path: wl.train(path, hyperparameters=hyperparameters),
+        lambda shop, path: ["train", path, *pairs],
+        JobFailed,
+        ("Train 'train-", "windlass runs log train-", *says),
+        OURS,
+        lambda shop: shop.script(script),
+    )
+
+
+def refused(kind: type[WindlassError], *says: str, cli: Sequence[object] = (), data: Any = None, **options: Any) -> Row:
+    """A training job that does not start."""
+    return Row(
+        lambda shop, path: wl.train(path, data, **options),
+        lambda shop, path: ["train", path, *cli],
+        kind,
+        says,
+        given=lambda shop: shop.script(GOOD_SCRIPT),
+    )
+
+
+GONE_BUCKET = "s3://no-such-bucket-here/data"
+NOBODY = "arn:aws:iam::123456789012:role/nobody"
+RAISES = """
+def step(batch):
+    return 1 / batch
+def main():
+    step(0)
+main()
+"""
+ARGPARSE = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs", type=int)
+parser.parse_args()
+"""
+
+TRAIN: dict[str, Row] = {
+    "an option that is not there": Row(
+        lambda shop, path: wl.train(path, instance_typ="ml.m5.large"),
+        None,
+        InvalidInput,
+        ("Training: unknown argument 'instance_typ'", "Did you mean 'instance_type'? Valid: script, instance_type,"),
+        given=lambda shop: shop.script(GOOD_SCRIPT),
+    ),
+    "data in a bucket that is not there": refused(
+        Refused,
+        GONE_BUCKET,
+        "ensure that the bucket exists",
+        data=GONE_BUCKET,
+        cli=["--data", f"training={GONE_BUCKET}"],
+    ),
+    "data that is not there": refused(
+        InvalidInput,
+        "Training: data of channel 'train', nowhere/data, does not exist",
+        "Give a local path or an s3:// URI",
+        data={"train": "nowhere/data"},
+        cli=["--data", "train=nowhere/data"],
+    ),
+    "data at no URI": refused(
+        InvalidInput,
+        "'s3:///x' is not an S3 URI",
+        "It looks like s3://",
+        data="s3:///x",
+        cli=["-d", "training=s3:///x"],
+    ),
+    "a channel of a wrong name": refused(
+        InvalidInput,
+        "Training: channel name 'my data' may hold letters",
+        data={"my data": "."},
+        cli=["--data", "my data=."],
+    ),
+    "a role that is no ARN": refused(
+        InvalidInput,
+        "Training: role_arn='admin'",
+        "it looks like arn:aws:iam",
+        role_arn="admin",
+        cli=["--role", "admin"],
+    ),
+    "a role that is not there": refused(
+        Refused,
+        f"Could not assume role {NOBODY}",
+        "ensure that the role exists",
+        role_arn=NOBODY,
+        cli=["--role", NOBODY],
+    ),
+    "no instance type": refused(
+        InvalidInput,
+        "Training: instance_type='m5.xlarge'",
+        "it looks like ml.m5.xlarge",
+        instance_type="m5.xlarge",
+        cli=["--instance-type", "m5.xlarge"],
+    ),
+    "an instance type that is not there": refused(
+        Refused, "'ml.q7.xlarge'", " more", instance_type="ml.q7.xlarge", cli=["--instance-type", "ml.q7.xlarge"]
+    ),
+    "no image": refused(
+        InvalidInput, "Training: image='my image'", "no spaces", image="my image", cli=["--image", "my image"]
+    ),
+    "a script that is not there": Row(
+        lambda shop, path: wl.train(path),
+        lambda shop, path: ["train", path],
+        InvalidInput,
+        ("Training: script", "trian.py does not exist", "there is: evaluate.py, inference.py, train.py"),
+        given=lambda shop: shop.script(GOOD_SCRIPT).with_name("trian.py"),
+    ),
+    "a source folder that is not there": Row(
+        lambda shop, _: wl.train("train.py", source=shop.folder / "nowhere"),
+        lambda shop, _: ["train", "train.py", "--source", shop.folder / "nowhere"],
+        InvalidInput,
+        ("Training: source folder", "nowhere does not exist", "source="),
+    ),
+    "a hyperparameter of a wrong type": refused(
+        InvalidInput,
+        "Training: hyperparameters=",
+        "'layers' is a list",
+        "pass a str, int, float or bool",
+        hyperparameters={"layers": [64, 10]},
+        cli=["-p", "layers=[64, 10]"],
+    ),
+    "a project without a foundation": refused(
+        NotFound,
+        "/windlass/nowhere/contract",
+        "windlass infra deploy --project nowhere",
+        project="nowhere",
+        cli=["--project", "nowhere"],
+    ),
+    "a foundation whose bucket is gone": refused(
+        NotFound,
+        "bucket 'a-bucket-that-is-gone': it does not exist",
+        "windlass infra status",
+        project="gone",
+        cli=["--project", "gone"],
+    ),
+    "a script that raises": training(
+        RAISES,
+        "AlgorithmError: ZeroDivisionError: division by zero",
+        "Traceback (most recent call last)",
+        "in main",
+        "in step",
+        "return 1 / batch",
+    ),
+    "a script with a syntax error": training("def broken(:\n", "SyntaxError", "train.py"),
+    "a script that misses a module": training("import no_such_module\n", "ModuleNotFoundError", "no_such_module"),
+    "a script that exits with 3": training("print('gave up')\nimport sys; sys.exit(3)\n", "gave up", "exit code: 3"),
+    "a script that does not know its arguments": training(
+        ARGPARSE, "usage: train.py", "unrecognized arguments: --width 8", "exit code: 2", width=8
+    ),
+    "a script that gets a wrong argument": training(
+        ARGPARSE, "usage: train.py", "argument --epochs: invalid int value: 'many'", epochs="many"
+    ),
+    "a script that a signal ends": training(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "exit code: 137", "memory", "instance_type="
+    ),
+}
+
+
+def telling(kind: type[WindlassError], *says: str, argv: Sequence[object]) -> Row:
+    """What only the CLI can be asked for."""
+    return Row(None, lambda shop, _: argv, kind, says)
+
+
+def no_run(verb: str) -> Row:
+    argv = {"evaluate": ["evaluate"], "register": ["register"], "show": ["runs", "show"]}[verb]
+    return Row(
+        lambda shop, _: wl.Run.from_name("nobody"),
+        lambda shop, _: [*argv, "nobody"],
+        NotFound,
+        ("Looking up run 'nobody'", "windlass runs list"),
+    )
+
+
+def failed_run(shop: Shop) -> wl.Run:
+    with pytest.raises(JobFailed):
+        shop.trained(script="raise SystemExit(1)")
+    return wl.Run.from_name(wl.Run.list(limit=1)[0])
+
+
+def spoilt_run(shop: Shop) -> wl.Run:
+    run = shop.trained()
+    shop.spoil(run.model_uri)
+    return run
+
+
+def emptied_run(shop: Shop) -> wl.Run:
+    run = shop.trained()
+    shop.remove(run.model_uri)
+    return run
+
+
+def run_without_inference(shop: Shop) -> wl.Run:
+    script = shop.script(GOOD_SCRIPT)
+    (script.parent / "inference.py").unlink()
+    return wl.train(script)
+
+
+def registering(given: Callable[[Shop], wl.Run], kind: type[WindlassError], *says: str, model: str = "good") -> Row:
+    return Row(
+        lambda shop, run: wl.register(run, model),
+        lambda shop, run: ["register", run.name, "--model", model],
+        kind,
+        says,
+        given=given,
+    )
+
+
+REGISTER: dict[str, Row] = {
+    "evaluating a run that is not there": no_run("evaluate"),
+    "evaluating a run that failed": Row(
+        lambda shop, run: wl.evaluate(run),
+        lambda shop, run: ["evaluate", run.name],
+        InvalidInput,
+        ("Evaluating 'train-", "the run is Failed and has no model"),
+        given=failed_run,
+    ),
+    "evaluating with a script that is not there": Row(
+        lambda shop, _: wl.evaluate(shop.run, script="score.py"),
+        lambda shop, _: ["evaluate", shop.run.name, "--script", "score.py"],
+        JobFailed,
+        ("Evaluate 'evaluate-", "no file 'score.py'", "It holds: evaluate.py, inference.py, train.py"),
+    ),
+    "registering a run that is not there": no_run("register"),
+    "showing a run that is not there": no_run("show"),
+    "stopping a run that has ended": Row(
+        lambda shop, _: shop.run.stop(),
+        lambda shop, _: ["runs", "stop", shop.run.name],
+        Refused,
+        ("Stopping 'train-", "is in status Completed"),
+    ),
+    "registering a run that failed": registering(
+        failed_run, InvalidInput, "Registering run 'train-", "the run is Failed"
+    ),
+    "registering a corrupt archive": registering(
+        spoilt_run, CorruptArtifact, "Registering run 'train-", "/output/model.tar.gz", "not a tar.gz"
+    ),
+    "registering an archive that is gone": registering(
+        emptied_run, NotFound, "Downloading s3://", "/output/model.tar.gz", "does not exist"
+    ),
+    "registering what nothing can serve": registering(
+        run_without_inference, InvalidInput, "Registering run 'train-", "no inference.py", "beside the training script"
+    ),
+    "registering under a wrong name": registering(
+        lambda shop: shop.run,
+        InvalidInput,
+        "'my model' is not a SageMaker name",
+        "Use up to 63 letters",
+        model="my model",
+    ),
+    "registering with an evaluation that is none": Row(
+        lambda shop, _: wl.register(shop.run, "good", evaluation=shop.run),
+        lambda shop, _: ["register", shop.run.name, "--model", "good", "--evaluation", shop.run.name],
+        NotFound,
+        ("Reading the evaluation of 'train-", "evaluate.py writes evaluation.json"),
+    ),
+    "registering into a project without a foundation": Row(
+        lambda shop, _: wl.register(shop.run, project="nowhere"),
+        lambda shop, _: ["register", shop.run.name, "--project", "nowhere"],
+        NotFound,
+        ("/windlass/nowhere/contract", "windlass infra deploy --project nowhere"),
+    ),
+    "a version that is not there": Row(
+        lambda shop, _: wl.ModelVersion.from_name("good/9"),
+        lambda shop, _: ["approve", "good/9"],
+        NotFound,
+        ("Looking up model version 'good/9'", "There are: good/2 (PendingManualApproval), good/1 (Approved)."),
+    ),
+    "a version that is no number": Row(
+        lambda shop, _: wl.ModelVersion.from_name("good/best"),
+        lambda shop, _: ["reject", "good/best"],
+        InvalidInput,
+        ("Looking up model version 'good/best'", "'best' is not a version number", "It looks like digits/3."),
+    ),
+    "a model that is not there": Row(
+        lambda shop, _: wl.ModelVersion.from_name("nobody"),
+        lambda shop, _: ["versions", "nobody"],
+        NotFound,
+        ("nobody", "does not exist", "windlass register"),
+    ),
+}
+
+CANNOT_LOAD = """
+def load(path):
+    raise RuntimeError(f"{path} holds no weights")
+def model_fn(model_dir):
+    return load("weights.safetensors")
+"""
+
+
+def spoilt_version(shop: Shop) -> wl.ModelVersion:
+    version = shop.approved()
+    shop.spoil(version.model_uri)
+    return version
+
+
+def emptied_version(shop: Shop) -> wl.ModelVersion:
+    version = shop.approved(INFERENCE + "# a bundle of its own\n")
+    shop.remove(version.model_uri)
+    return version
+
+
+def deploying(
+    given: Callable[[Shop], wl.ModelVersion],
+    kind: type[WindlassError],
+    *says: str,
+    cli: Sequence[object] | None = (),
+    endpoint: str | None = None,
+    **options: Any,
+) -> Row:
+    where = ["--endpoint", endpoint] if endpoint else []
+    return Row(
+        lambda shop, version: wl.deploy(version, endpoint, **options),
+        None if cli is None else lambda shop, version: ["deploy", version.name, *where, *cli],
+        kind,
+        says,
+        OURS,
+        given,
+    )
+
+
+def good(shop: Shop) -> wl.ModelVersion:
+    return shop.version
+
+
+DEPLOY: dict[str, Row] = {
+    "a version that is not approved": deploying(
+        lambda shop: shop.pending,
+        InvalidInput,
+        "Deploying good/2: it is PendingManualApproval",
+        "windlass approve good/2",
+    ),
+    "a model that does not load": deploying(
+        lambda shop: shop.approved(CANNOT_LOAD),
+        DeploymentFailed,
+        "Deploying endpoint 'model-",
+        "RuntimeError: weights.safetensors holds no weights",
+        "in model_fn",
+        "in load",
+        "windlass delete model-",
+    ),
+    "an update to a model that does not load": deploying(
+        lambda shop: shop.approved(CANNOT_LOAD),
+        RolledBack,
+        "Deploying endpoint 'live'",
+        "rolled back to live-v1-",
+        "RuntimeError: weights.safetensors holds no weights",
+        endpoint="live",
+    ),
+    "a corrupt archive": deploying(
+        spoilt_version, DeploymentFailed, "Deploying endpoint 'model-", "model.tar.gz", "windlass delete model-"
+    ),
+    "an archive that is gone": deploying(
+        emptied_version, NotFound, "Deploying model-", "model.tar.gz is gone", "Register the run again."
+    ),
+    "no instance type for it": deploying(
+        good, InvalidInput, "instance_type='m5'", "it looks like", instance_type="m5", cli=["--instance-type", "m5"]
+    ),
+    "an instance type for it that is not there": deploying(
+        good,
+        Refused,
+        "'ml.q7.xlarge'",
+        "Already made: model half-v1-",
+        endpoint="half",
+        instance_type="ml.q7.xlarge",
+        cli=["--instance-type", "ml.q7.xlarge"],
+    ),
+    "a foundation whose role is gone": deploying(
+        good,
+        Refused,
+        "Deploy roleless: ",
+        NOBODY,
+        endpoint="roleless",
+        project="roleless",
+        cli=["--project", "roleless"],
+    ),
+    "a wrong name for it": deploying(
+        good, InvalidInput, "'my endpoint' is not a SageMaker name", "Use up to 63 letters", endpoint="my endpoint"
+    ),
+    "a promise that nothing measures": telling(
+        InvalidInput,
+        "Reading --slo: metric='p98_latency'",
+        "'accuracy', 'p99_latency' or 'error_rate'",
+        argv=["deploy", "good/1", "--slo", "p98_latency=1"],
+    ),
+    "a promise that cannot be": Row(
+        lambda shop, _: wl.Slo.accuracy(95),
+        lambda shop, _: ["deploy", "good/1", "--slo", "accuracy=95"],
+        InvalidInput,
+        ("accuracy is a share between 0 and 1, got 95",),
+    ),
+    "a promise about what is not captured": deploying(
+        good,
+        InvalidInput,
+        "an accuracy SLO needs captured predictions",
+        slos=[wl.Slo.accuracy(0.9)],
+        capture_percent=0,
+        cli=None,
+    ),
+    "a project without a foundation for it": deploying(
+        good, NotFound, "windlass infra deploy --project nowhere", project="nowhere", cli=["--project", "nowhere"]
+    ),
+}
+
+
+def asking(data: Any, kind: type[WindlassError], *says: str, **options: Any) -> Row:
+    return Row(
+        lambda shop, _: shop.endpoint.predict(data, **options),
+        None,
+        kind,
+        ("Predicting with 'live'", *says),
+    )
+
+
+def no_endpoint(*argv: object) -> Row:
+    return Row(
+        lambda shop, _: wl.Endpoint.from_name("nobody"),
+        lambda shop, _: argv,
+        NotFound,
+        ("Looking up endpoint 'nobody'", "Could not find endpoint", "windlass status"),
+    )
+
+
+def labelled(shop: Shop) -> str:
+    """An endpoint with a prediction whose label came in, captured."""
+    said = shop.endpoint.predict([1])
+    shop.endpoint.label(said.inference_id, 7)
+    return said.inference_id
+
+
+SERVE: dict[str, Row] = {
+    "an object": asking(object(), InvalidInput, "object cannot be sent", "Give JSON values"),
+    "a set inside": asking({"ids": {1, 2}}, InvalidInput, "dict cannot be sent", "set is not JSON serializable"),
+    "not a number": asking([float("nan")], InvalidInput, "list cannot be sent", "not JSON compliant"),
+    "bytes of no type": asking(b"1,2", InvalidInput, "without content_type=", "As in 'application/x-npy'."),
+    "data that the model cannot take": Row(
+        lambda shop, _: shop.endpoint.predict("raise"),
+        lambda shop, _: ["predict", "live", "--json-body", '"raise"'],
+        ModelFailed,
+        ("Predicting with 'live'", "Traceback", "in predict_fn", "ValueError: three channels expected"),
+        OURS,
+    ),
+    "text that is no JSON": Row(
+        lambda shop, _: shop.endpoint.predict(b"[1,", content_type="application/json"),
+        lambda shop, _: ["predict", "live", "--json-body", "[1,"],
+        ModelFailed,
+        ("Predicting with 'live'", "in input_fn", "JSONDecodeError"),
+        OURS,
+    ),
+    "no request": telling(InvalidInput, "windlass predict", "--json-body or --file", argv=["predict", "live"]),
+    "a request that is not there": telling(
+        InvalidInput, "nowhere.json does not exist", argv=["predict", "live", "--file", "nowhere.json"]
+    ),
+    "an endpoint that is not there": no_endpoint("predict", "nobody", "--json-body", "1"),
+    "labelling at an endpoint that is not there": no_endpoint("label", "nobody", "some-id", "7"),
+    "judging an endpoint that is not there": no_endpoint("quality", "nobody"),
+    "rolling back an endpoint that is not there": no_endpoint("rollback", "nobody"),
+    "deleting an endpoint that is not there": no_endpoint("delete", "nobody", "--yes"),
+    "looking at an endpoint that is not there": no_endpoint("status", "nobody"),
+    "no labels": Row(
+        lambda shop, _: shop.endpoint.label_many([]),
+        None,
+        InvalidInput,
+        ("Labelling predictions of 'live': no labels were given",),
+    ),
+    "going back to nothing": Row(
+        lambda shop, _: shop.endpoint.rollback(),
+        lambda shop, _: ["rollback", "live"],
+        NotFound,
+        ("Rolling back endpoint 'live'", "no config before live-v1-", "windlass deploy"),
+    ),
+    "answers without the key": Row(
+        lambda shop, _: shop.judged(prediction="class"),
+        lambda shop, _: ["quality", "live", "--prediction", "class"],
+        InvalidInput,
+        ("Judging endpoint 'live'", "the model's answer has no 'class'; it has label", "prediction="),
+        given=labelled,
+    ),
+    "a local cloud that does not run": telling(
+        NotFound, "none runs on the state folder", "windlass local up", argv=["local", "down", "--state", "/nowhere"]
+    ),
+    "a stack that is not there": Row(
+        lambda shop, _: foundations.destroy("nowhere"),
+        lambda shop, _: ["infra", "destroy", "--yes", "--project", "nowhere"],
+        NotFound,
+        ("Destroying foundation 'nowhere'", "there is no stack nowhere-foundation", "--project NAME"),
+    ),
+    "a parameter that the template lacks": Row(
+        lambda shop, _: foundations.deploy(parameters={"Bucket": "x"}),
+        lambda shop, _: ["infra", "deploy", "--parameter", "Bucket=x"],
+        InvalidInput,
+        ("Deploying foundation 'windlass'", "parameter 'Bucket' is unknown", "Valid:"),
+    ),
+    "an option that is no pair": telling(
+        InvalidInput, "Reading --data", "'train' is not NAME=VALUE", argv=["train", "train.py", "--data", "train"]
+    ),
+    "a bound that is no number": telling(
+        InvalidInput, "Reading --slo", "'fast' is not a number", argv=["deploy", "good/1", "--slo", "p99_latency=fast"]
+    ),
+}
+
+ROWS = {
+    f"{name}: {case}": row
+    for name, table in (("train", TRAIN), ("register", REGISTER), ("deploy", DEPLOY), ("serve", SERVE))
+    for case, row in table.items()
+}
+
+
+def through_the_sdk(row: Row, shop: Shop, given: Any) -> str:
+    assert row.sdk
+    with pytest.raises(row.kind) as caught:
+        row.sdk(shop, given)
+    return str(caught.value)
+
+
+def through_the_cli(row: Row, shop: Shop, given: Any, capsys: pytest.CaptureFixture[str]) -> str:
+    assert row.argv
+    capsys.readouterr()
+    status = cli.main([str(word) for word in row.argv(shop, given)])
+    out, err = capsys.readouterr()
+    assert (status, out) == (1, ""), err
+    [message] = re.findall(r"^error: (.*)\n\Z", err, re.MULTILINE | re.DOTALL)
+    assert "\nerror: " not in message
+    return str(message)
+
+
+WAYS = [
+    (case, way)
+    for case, row in ROWS.items()
+    for way in ("sdk", "cli")
+    if getattr(row, {"sdk": "sdk", "cli": "argv"}[way])
+]
+
+
+@pytest.mark.parametrize(("case", "way"), WAYS)
+def test_bad_input(case: str, way: str, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
+    row = ROWS[case]
+    given = row.given(shop)
+    before = shop.inventory()
+
+    message = through_the_sdk(row, shop, given) if way == "sdk" else through_the_cli(row, shop, given, capsys)
+
+    assert [part for part in row.says if part not in message] == [], message
+    assert [part for part in row.unsaid if part in message] == [], message
+    # An alarm's name ends with its config's, under which the message speaks of it.
+    assert [new for new in shop.inventory() - before if new.rsplit("/", 1)[-1] not in message] == [], message
+
+
+def test_an_endpoint_that_failed_goes_as_its_error_says(shop: Shop) -> None:
+    version = shop.approved(CANNOT_LOAD)
+    before = shop.inventory()
+    with pytest.raises(DeploymentFailed, match=f"windlass delete {version.model} "):
+        wl.deploy(version, slos=[wl.Slo.error_rate(0.01)])
+    with pytest.raises(Conflict, match=f"windlass delete {version.model}, then deploy again"):
+        wl.deploy(version)
+
+    assert cli.main(["delete", version.model, "--yes"]) == 0
+
+    assert shop.inventory() == before
+
+
+def test_a_service_that_does_not_answer_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+    with pytest.raises(Unreachable, match=f"Looking up run 'x': .*{url}.*Check the network and the endpoint URL"):
+        wl.Run.from_name("x")
+
+
+@pytest.mark.parametrize(
+    ("missing", "kind", "says"),
+    [
+        (["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"], AccessDenied, "no AWS credentials .*aws configure"),
+        (["AWS_REGION", "AWS_DEFAULT_REGION"], InvalidInput, "no AWS region. Set AWS_DEFAULT_REGION"),
+    ],
+)
+def test_what_boto3_has_not_been_told_is_named(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, missing: list[str], kind: type[WindlassError], says: str
+) -> None:
+    for name in missing:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+    with pytest.raises(kind, match=says):
+        wl.Run.from_name("x")
+
+
+# -------------------------------------------------------------------------------------------------------- missing extras
+
+
+def without(packages: Sequence[str], code: str) -> subprocess.CompletedProcess[str]:
+    """That code in a Python that does not have those packages."""
+    absent = f"import sys; sys.modules.update(dict.fromkeys({list(packages)}))"
+    command = [sys.executable, "-W", "error", "-c", f"{absent}\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+EXTRAS = ["moto", "flask", "uvicorn", "httptools", "uvloop", "numpy", "torch", "safetensors", "sklearn", "aws_cdk"]
+
+
+@pytest.mark.parametrize("package", ["moto", "flask", "uvicorn"])
+def test_the_local_cloud_names_the_extra_that_is_missing(package: str) -> None:
+    ended = without([package], "from windlass.cli import main; sys.exit(main(['local', 'run', '--', 'true']))")
+
+    install = "Install it: pip install 'windlass[local]'."
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"error: The local cloud needs the package '{package}'. {install}\n"
+
+
+def test_the_model_server_names_the_extra_that_is_missing() -> None:
+    ended = without(["uvicorn"], "from windlass.runtime.server import main; sys.exit(main())")
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "needs the package 'uvicorn'. Install it: pip install 'windlass[serve]'." in ended.stderr
+
+
+def test_an_array_names_the_extra_that_is_missing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numpy", None)
+
+    with pytest.raises(MissingExtra, match=r"needs the package 'numpy'. Install it: pip install 'windlass\[serve\]'"):
+        shop.endpoint.predict([1], accept="application/x-npy")
+
+
+def test_the_verbs_need_no_extra() -> None:
+    code = "import windlass as wl; [getattr(wl, name) for name in wl.__all__]; from windlass.cli.app import app"
+
+    ended = without(EXTRAS, code)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# -------------------------------------------------------------------------------------------------------------- dry runs
+
+
+@pytest.fixture
+def operations(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every operation that this process asks AWS for."""
+    asked: list[str] = []
+    session = boto3.session.Session()
+    session.events.register("before-call", lambda model, **_: asked.append(model.name))
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
+    return asked
+
+
+def writes(operations: list[str]) -> list[str]:
+    return [name for name in operations if not name.startswith(("Describe", "Get", "List", "Head"))]
+
+
+PLANS: dict[str, Callable[[Shop], wl.Plan | wl.Endpoint]] = {
+    "train": lambda shop: wl.train(shop.script(GOOD_SCRIPT), {"train": shop.folder}, dry_run=True),
+    "evaluate": lambda shop: wl.evaluate(shop.run, {"test": shop.folder}, dry_run=True),
+    "register": lambda shop: wl.register(shop.run, "a-new-model", dry_run=True),
+    "deploy": lambda shop: wl.deploy(shop.version, "a-new-endpoint", slos=[wl.Slo.accuracy(0.9)], dry_run=True),
+    "update": lambda shop: wl.deploy(shop.version, "live", dry_run=True),
+    "rollback": lambda shop: with_a_past(shop).rollback(dry_run=True),
+}
+
+
+def with_a_past(shop: Shop) -> wl.Endpoint:
+    """The endpoint, with a config to go back to."""
+    tag = {"Key": HISTORY_TAG, "Value": "live-v0-20260102-030405-678"}
+    shop.rig.client("sagemaker").add_tags(ResourceArn=shop.endpoint.arn, Tags=[tag])
+    return shop.endpoint.refresh()
+
+
+@pytest.mark.parametrize("verb", PLANS)
+def test_a_plan_writes_nothing(verb: str, shop: Shop, operations: list[str]) -> None:
+    plan = PLANS[verb](shop)
+
+    assert isinstance(plan, wl.Plan)
+    assert plan.requests
+    assert operations
+    assert writes(operations) == []
+
+
+COMMANDS: dict[str, Callable[[Shop], Sequence[object]]] = {
+    "train": lambda shop: ["train", shop.script(GOOD_SCRIPT), "--data", f"train={shop.folder}"],
+    "evaluate": lambda shop: ["evaluate", shop.run.name, "--data", f"test={shop.folder}"],
+    "register": lambda shop: ["register", shop.run.name, "--model", "a-new-model"],
+    "deploy": lambda shop: ["deploy", "good/1", "--endpoint", "a-new-endpoint", "--slo", "accuracy=0.9"],
+    "rollback": lambda shop: ["rollback", with_a_past(shop).name],
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_the_plan_of_a_command_is_its_dry_run(
+    verb: str, shop: Shop, operations: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(word) for word in COMMANDS[verb](shop)]
+    del operations[:]
+
+    printed = []
+    for arguments in (["plan", *words], [*words, "--dry-run"]):
+        capsys.readouterr()
+        assert cli.main(arguments) == 0
+        out, err = capsys.readouterr()
+        assert err == "next: the same command without --dry-run (or without 'plan')\n"
+        # Names hold the time, and archives lie in folders of the moment.
+        printed.append(re.sub(r"\d{8}-\d{6}-\d{3}|upload \S+", "", out))
+
+    assert printed[0] == printed[1]
+    assert printed[0].startswith("Plan: ")
+    assert "IAM actions: " in printed[0]
+    assert operations
+    assert writes(operations) == []
+
+
+def test_what_is_not_a_plan_does_write(shop: Shop, operations: list[str]) -> None:
+    wl.train(shop.script(f"{GOOD_SCRIPT}# which has not been uploaded yet\n"))
+
+    assert writes(operations) == ["PutObject", "CreateTrainingJob"]
