@@ -35,6 +35,7 @@ class Cloud:
         from windlass.local.events import EventBus
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
+        from windlass.local.processing import ProcessingJobs
         from windlass.local.registry import Registry
 
         state.mkdir(parents=True, exist_ok=True)
@@ -49,6 +50,7 @@ class Cloud:
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
+        self.processing = ProcessingJobs(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -62,6 +64,7 @@ class Cloud:
 
     def reset(self) -> None:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
+        self.processing.reset()
         self.jobs.reset()
         self.hosting.reset()
         self.keeper.kill_all()
@@ -73,6 +76,7 @@ class Cloud:
 
     def close(self) -> None:
         """End every child and thread."""
+        self.processing.close()
         self.jobs.close()
         self.hosting.close()
         self.keeper.close()

@@ -24,6 +24,7 @@ from windlass.local import roles, validation
 from windlass.local.faults import Fault
 from windlass.local.hosting import HostingOperations
 from windlass.local.jobs import TrainingOperations
+from windlass.local.processing import ProcessingOperations
 from windlass.local.registry import RegistryOperations
 
 RECORDS: frozenset[str] = frozenset()
@@ -51,7 +52,10 @@ class TagOperations:
         return ActionResult({"Tags": _as_list(_tags_of(self.params["ResourceArn"]))})
 
 
-class SageMakerResponse(TagOperations, TrainingOperations, HostingOperations, RegistryOperations, MotoResponse):  # type: ignore[misc]
+PARTS = (TagOperations, TrainingOperations, ProcessingOperations, HostingOperations, RegistryOperations)
+
+
+class SageMakerResponse(*PARTS, MotoResponse):  # type: ignore[misc]
     """One request to SageMaker's control plane. An operation is a method in snake_case."""
 
     def call_action(self) -> TYPE_RESPONSE:
@@ -94,7 +98,7 @@ def _operations(*parts: type) -> Iterator[str]:
         yield from (name for name in vars(part) if not name.startswith("_") and callable(getattr(part, name)))
 
 
-OPERATIONS = RECORDS | set(_operations(TagOperations, TrainingOperations, HostingOperations, RegistryOperations))
+OPERATIONS = RECORDS | set(_operations(*PARTS))
 
 for _name in OPERATIONS:
     # Bound late: each operation runs inside _checked.
