@@ -37,6 +37,7 @@ class Cloud:
         from windlass.local.jobs import TrainingJobs
         from windlass.local.processing import ProcessingJobs
         from windlass.local.registry import Registry
+        from windlass.local.transform import TransformJobs
 
         state.mkdir(parents=True, exist_ok=True)
         self.state = state
@@ -51,6 +52,7 @@ class Cloud:
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
         self.processing = ProcessingJobs(self)
+        self.transform = TransformJobs(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -65,6 +67,7 @@ class Cloud:
     def reset(self) -> None:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
         self.processing.reset()
+        self.transform.reset()
         self.jobs.reset()
         self.hosting.reset()
         self.keeper.kill_all()
@@ -77,6 +80,7 @@ class Cloud:
     def close(self) -> None:
         """End every child and thread."""
         self.processing.close()
+        self.transform.close()
         self.jobs.close()
         self.hosting.close()
         self.keeper.close()

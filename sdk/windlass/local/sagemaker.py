@@ -26,6 +26,7 @@ from windlass.local.hosting import HostingOperations
 from windlass.local.jobs import TrainingOperations
 from windlass.local.processing import ProcessingOperations
 from windlass.local.registry import RegistryOperations
+from windlass.local.transform import TransformOperations
 
 RECORDS: frozenset[str] = frozenset()
 """moto's operations that may answer as they are. Each was compared with AWS's documentation before it was added."""
@@ -52,7 +53,14 @@ class TagOperations:
         return ActionResult({"Tags": _as_list(_tags_of(self.params["ResourceArn"]))})
 
 
-PARTS = (TagOperations, TrainingOperations, ProcessingOperations, HostingOperations, RegistryOperations)
+PARTS = (
+    TagOperations,
+    TrainingOperations,
+    ProcessingOperations,
+    TransformOperations,
+    HostingOperations,
+    RegistryOperations,
+)
 
 
 class SageMakerResponse(*PARTS, MotoResponse):  # type: ignore[misc]
