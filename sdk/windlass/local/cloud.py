@@ -38,6 +38,7 @@ class Cloud:
         from windlass.local.processing import ProcessingJobs
         from windlass.local.registry import Registry
         from windlass.local.transform import TransformJobs
+        from windlass.local.tuning import TuningJobs
 
         state.mkdir(parents=True, exist_ok=True)
         self.state = state
@@ -53,6 +54,7 @@ class Cloud:
         self.hosting = Hosting(self)
         self.processing = ProcessingJobs(self)
         self.transform = TransformJobs(self)
+        self.tuning = TuningJobs(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -66,6 +68,7 @@ class Cloud:
 
     def reset(self) -> None:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
+        self.tuning.reset()
         self.processing.reset()
         self.transform.reset()
         self.jobs.reset()
@@ -79,6 +82,7 @@ class Cloud:
 
     def close(self) -> None:
         """End every child and thread."""
+        self.tuning.close()
         self.processing.close()
         self.transform.close()
         self.jobs.close()

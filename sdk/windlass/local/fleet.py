@@ -146,7 +146,7 @@ class Instance:
         reading, writing = os.pipe()
         environment = {
             # There is no /opt/ml here, so a variable that points into it is pointed into the instance's own folder.
-            **{name: moved(value, self.folder) for name, value in self.spec.environment.items()},
+            **{name: _moved(value, self.folder) for name, value in self.spec.environment.items()},
             "SAGEMAKER_BASE_DIR": str(self.folder),
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
             "SM_MODEL_DIR": str(self.folder / "model"),
@@ -546,8 +546,8 @@ def _pick(choices: Sequence[tuple[T, float]], point: float) -> T:
     return next(choice for choice, weight in reversed(choices) if weight > 0)
 
 
-def moved(value: str, folder: Path) -> str:
-    """A path in ``/opt/ml`` as the same path in the folder that stands for it; any other value as it is."""
+def _moved(value: str, folder: Path) -> str:
+    """A path in ``/opt/ml`` as the same path in an instance's folder; any other value as it is."""
     inside = value == "/opt/ml" or value.startswith("/opt/ml/")
     return f"{folder}{value.removeprefix('/opt/ml')}" if inside else value
 

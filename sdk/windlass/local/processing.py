@@ -27,7 +27,7 @@ from windlass.local import cloud as clouds
 from windlass.local import s3data, storage
 from windlass.local.containers import s3_uri
 from windlass.local.faults import Fault
-from windlass.local.fleet import LOG_TAIL_LINES, moved
+from windlass.local.fleet import LOG_TAIL_LINES
 from windlass.local.lifecycle import (
     REASON_CHARACTERS,
     Failed,
@@ -333,9 +333,15 @@ def _placed(job: ProcessingJob, folder: Path, base: Mapping[str, str]) -> tuple[
     command = [*specification["ContainerEntrypoint"], *(specification.get("ContainerArguments") or [])]
     environment = {**base, **(job.request.get("Environment") or {}), "SAGEMAKER_BASE_DIR": str(folder)}
     return (
-        [moved(part, folder) for part in command],
-        {name: moved(value, folder) for name, value in environment.items()},
+        [_moved(part, folder) for part in command],
+        {name: _moved(value, folder) for name, value in environment.items()},
     )
+
+
+def _moved(value: str, base: Path) -> str:
+    """A path in ``/opt/ml`` as the same path in what stands for it; any other value as it is."""
+    inside = value == "/opt/ml" or value.startswith("/opt/ml/")
+    return f"{base}{value.removeprefix('/opt/ml')}" if inside else value
 
 
 def _cluster(request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -355,7 +361,7 @@ def _with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _local(location: Mapping[str, Any], folder: Path) -> Path:
-    return Path(moved(str(PurePosixPath(location["LocalPath"])), folder))
+    return Path(_moved(str(PurePosixPath(location["LocalPath"])), folder))
 
 
 def _check_unique(names: list[str], member: str) -> None:

@@ -27,6 +27,7 @@ from windlass.local.jobs import TrainingOperations
 from windlass.local.processing import ProcessingOperations
 from windlass.local.registry import RegistryOperations
 from windlass.local.transform import TransformOperations
+from windlass.local.tuning import TuningOperations
 
 RECORDS: frozenset[str] = frozenset()
 """moto's operations that may answer as they are. Each was compared with AWS's documentation before it was added."""
@@ -58,6 +59,7 @@ PARTS = (
     TrainingOperations,
     ProcessingOperations,
     TransformOperations,
+    TuningOperations,
     HostingOperations,
     RegistryOperations,
 )
