@@ -35,6 +35,7 @@ class Cloud:
         from windlass.local.events import EventBus
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
+        from windlass.local.pipelines import Pipelines
         from windlass.local.processing import ProcessingJobs
         from windlass.local.registry import Registry
         from windlass.local.transform import TransformJobs
@@ -55,6 +56,7 @@ class Cloud:
         self.processing = ProcessingJobs(self)
         self.transform = TransformJobs(self)
         self.tuning = TuningJobs(self)
+        self.pipelines = Pipelines(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -68,6 +70,7 @@ class Cloud:
 
     def reset(self) -> None:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
+        self.pipelines.reset()
         self.tuning.reset()
         self.processing.reset()
         self.transform.reset()
@@ -82,6 +85,7 @@ class Cloud:
 
     def close(self) -> None:
         """End every child and thread."""
+        self.pipelines.close()
         self.tuning.close()
         self.processing.close()
         self.transform.close()

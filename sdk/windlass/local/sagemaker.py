@@ -24,6 +24,7 @@ from windlass.local import roles, validation
 from windlass.local.faults import Fault
 from windlass.local.hosting import HostingOperations
 from windlass.local.jobs import TrainingOperations
+from windlass.local.pipelines import PipelineOperations
 from windlass.local.processing import ProcessingOperations
 from windlass.local.registry import RegistryOperations
 from windlass.local.transform import TransformOperations
@@ -60,6 +61,7 @@ PARTS = (
     ProcessingOperations,
     TransformOperations,
     TuningOperations,
+    PipelineOperations,
     HostingOperations,
     RegistryOperations,
 )
@@ -115,6 +117,23 @@ for _name in OPERATIONS:
     setattr(
         SageMakerResponse, _name, functools.partialmethod(SageMakerResponse._checked, getattr(SageMakerResponse, _name))
     )
+
+
+class _Internal(SageMakerResponse):
+    """An operation that a part of the cloud asks for."""
+
+    def __init__(self, region: str, action: str, params: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.region, self.params, self._action = region, params, action
+
+    def _get_action(self) -> str:
+        return self._action
+
+
+def call(region: str, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """One operation as if a client had sent it: what a pipeline's steps do. Raises Fault as the client would get it."""
+    result = getattr(_Internal(region, action, params), camelcase_to_underscores(action))().result
+    return dict(result) if isinstance(result, Mapping) else {}
 
 
 class Backend(SageMakerModelBackend):  # type: ignore[misc]
