@@ -35,7 +35,11 @@ class Cloud:
         from windlass.local.events import EventBus
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
+        from windlass.local.pipelines import Pipelines
+        from windlass.local.processing import ProcessingJobs
         from windlass.local.registry import Registry
+        from windlass.local.transform import TransformJobs
+        from windlass.local.tuning import TuningJobs
 
         state.mkdir(parents=True, exist_ok=True)
         self.state = state
@@ -49,6 +53,10 @@ class Cloud:
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
+        self.processing = ProcessingJobs(self)
+        self.transform = TransformJobs(self)
+        self.tuning = TuningJobs(self)
+        self.pipelines = Pipelines(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -62,6 +70,10 @@ class Cloud:
 
     def reset(self) -> None:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
+        self.pipelines.reset()
+        self.tuning.reset()
+        self.processing.reset()
+        self.transform.reset()
         self.jobs.reset()
         self.hosting.reset()
         self.keeper.kill_all()
@@ -73,6 +85,10 @@ class Cloud:
 
     def close(self) -> None:
         """End every child and thread."""
+        self.pipelines.close()
+        self.tuning.close()
+        self.processing.close()
+        self.transform.close()
         self.jobs.close()
         self.hosting.close()
         self.keeper.close()

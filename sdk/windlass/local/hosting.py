@@ -173,6 +173,10 @@ class Hosting:
             model = self._model(region, request["ModelName"])
             del self._models[region, model.name]
 
+    def model(self, region: str, name: str) -> Model:
+        """The model of that name; raises AWS's error when there is none."""
+        return self._model(region, name)
+
     # -- endpoint configs ---------------------------------------------------------------------------------------------
 
     def create_endpoint_config(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:

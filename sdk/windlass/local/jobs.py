@@ -21,7 +21,7 @@ import sys
 import tarfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +76,7 @@ UNSUPPORTED = (
 )
 ECHOED = (
     "TrainingJobName",
+    "TuningJobArn",
     "HyperParameters",
     "AlgorithmSpecification",
     "RoleArn",
@@ -175,6 +176,7 @@ class TrainingJobs:
         self._cloud = cloud
         self.slots = slots or os.cpu_count() or 1
         self.stop_grace_seconds = stop_grace_seconds
+        self.on_metric: list[Callable[[str, str, str, float], None]] = []  # region, job, metric, value
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
         self._running = 0
         self._change = threading.Condition(threading.RLock())
@@ -264,7 +266,7 @@ class TrainingJobs:
             self._move(job, "Stopping")
         self._terminate(job)
 
-    def wait(self, region: str, name: str, timeout: float) -> str:
+    def wait(self, region: str, name: str, timeout: float | None) -> str:
         """The job's status once it is over, or after that many seconds."""
         job = self._find(region, name)
         job.done.wait(timeout)
@@ -530,6 +532,8 @@ class TrainingJobs:
         self._cloud.metrics.put(job.region, METRIC_NAMESPACE, name, {"TrainingJobName": job.name}, value, at=now)
         with self._change:
             job.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": _time(now)}
+        for listener in self.on_metric:
+            listener(job.region, job.name, name, value)
 
     def _upload(self, job: TrainingJob, code: int) -> None:
         """Send the results to S3. Raises _Failed for a script that failed."""

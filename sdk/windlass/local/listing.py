@@ -25,7 +25,8 @@ def select(
         status: the member that SortBy=Status and StatusEquals mean.
     """
     kept = [item for item in summaries if _matches(item, params, name, status)]
-    column = {"Name": name, "Status": status, "LastModifiedTime": "LastModifiedTime"}.get(params.get("SortBy", ""))
+    asked = params.get("SortBy", "")
+    column = {"Name": name, "Status": status, "CreationTime": None}.get(asked, asked)
 
     def position(item: Mapping[str, Any]) -> list[Any]:
         return [_plain(item[column or "CreationTime"]), _plain(item["CreationTime"]), str(item.get(name, ""))]

@@ -24,7 +24,11 @@ from windlass.local import roles, validation
 from windlass.local.faults import Fault
 from windlass.local.hosting import HostingOperations
 from windlass.local.jobs import TrainingOperations
+from windlass.local.pipelines import PipelineOperations
+from windlass.local.processing import ProcessingOperations
 from windlass.local.registry import RegistryOperations
+from windlass.local.transform import TransformOperations
+from windlass.local.tuning import TuningOperations
 
 RECORDS: frozenset[str] = frozenset()
 """moto's operations that may answer as they are. Each was compared with AWS's documentation before it was added."""
@@ -51,7 +55,19 @@ class TagOperations:
         return ActionResult({"Tags": _as_list(_tags_of(self.params["ResourceArn"]))})
 
 
-class SageMakerResponse(TagOperations, TrainingOperations, HostingOperations, RegistryOperations, MotoResponse):  # type: ignore[misc]
+PARTS = (
+    TagOperations,
+    TrainingOperations,
+    ProcessingOperations,
+    TransformOperations,
+    TuningOperations,
+    PipelineOperations,
+    HostingOperations,
+    RegistryOperations,
+)
+
+
+class SageMakerResponse(*PARTS, MotoResponse):  # type: ignore[misc]
     """One request to SageMaker's control plane. An operation is a method in snake_case."""
 
     def call_action(self) -> TYPE_RESPONSE:
@@ -94,13 +110,30 @@ def _operations(*parts: type) -> Iterator[str]:
         yield from (name for name in vars(part) if not name.startswith("_") and callable(getattr(part, name)))
 
 
-OPERATIONS = RECORDS | set(_operations(TagOperations, TrainingOperations, HostingOperations, RegistryOperations))
+OPERATIONS = RECORDS | set(_operations(*PARTS))
 
 for _name in OPERATIONS:
     # Bound late: each operation runs inside _checked.
     setattr(
         SageMakerResponse, _name, functools.partialmethod(SageMakerResponse._checked, getattr(SageMakerResponse, _name))
     )
+
+
+class _Internal(SageMakerResponse):
+    """An operation that a part of the cloud asks for."""
+
+    def __init__(self, region: str, action: str, params: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.region, self.params, self._action = region, params, action
+
+    def _get_action(self) -> str:
+        return self._action
+
+
+def call(region: str, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """One operation as if a client had sent it: what a pipeline's steps do. Raises Fault as the client would get it."""
+    result = getattr(_Internal(region, action, params), camelcase_to_underscores(action))().result
+    return dict(result) if isinstance(result, Mapping) else {}
 
 
 class Backend(SageMakerModelBackend):  # type: ignore[misc]

@@ -31,6 +31,10 @@ class Refused(Exception):
     """The job's configuration cannot be run; the message says why."""
 
 
+FRAMEWORK = ("sagemaker_", "_tuning_objective_metric")
+"""How the hyperparameters begin that SageMaker adds: scripts do not get them as arguments."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What the files under ``input/config`` say.
@@ -38,7 +42,7 @@ class Job:
     Attributes:
         base: ``/opt/ml``, or what stands for it.
         hyperparameters: the user's, decoded.
-        framework: those that begin with ``sagemaker_``, decoded.
+        framework: SageMaker's own, decoded.
         resources: ``resourceconfig.json``.
         inputs: ``inputdataconfig.json``: channel name -> its configuration.
     """
@@ -56,8 +60,8 @@ class Job:
         decoded = {name: _decode(value) for name, value in _load(config / "hyperparameters.json").items()}
         return cls(
             base=base,
-            hyperparameters={name: value for name, value in decoded.items() if not name.startswith("sagemaker_")},
-            framework={name: value for name, value in decoded.items() if name.startswith("sagemaker_")},
+            hyperparameters={name: value for name, value in decoded.items() if not name.startswith(FRAMEWORK)},
+            framework={name: value for name, value in decoded.items() if name.startswith(FRAMEWORK)},
             resources=_load(config / "resourceconfig.json"),
             inputs=_load(config / "inputdataconfig.json"),
         )
