@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ import httpx
 import pytest
 
 from windlass.runtime import server
-from windlass.runtime.server import BadSetting, Settings
+from windlass.runtime.settings import BadSetting, Settings
 
 DEADLINE_SECONDS = 30
 
@@ -301,19 +302,30 @@ def test_ping_answers_and_the_queue_ends_while_the_model_works(start: Start) -> 
     assert "queue is full" in refused.text
 
 
-def test_several_workers_predict_at_once(start: Start) -> None:
+def test_several_workers_predict_at_once(start: Start, tmp_path: Path) -> None:
+    here, door = tmp_path / "here", tmp_path / "door"
+    os.mkfifo(here)
     running = start(
-        """
-        import threading
-        def model_fn(model_dir): return threading.Barrier(3)
+        f"""
+        import fcntl, os
+        def model_fn(model_dir): return None
         def transform_fn(model, body, content_type, accept):
-            model.wait(30)
-            return body
+            with open("{here}", "w") as here:
+                here.write(str(os.getpid()) + " ")
+            with open("{door}") as door:
+                fcntl.flock(door, fcntl.LOCK_SH)
+            return "through"
         """,
         SAGEMAKER_MODEL_SERVER_WORKERS="3",
     ).ready()
-    with ThreadPoolExecutor(3) as pool:
-        assert [reply.text for reply in pool.map(lambda _: running.invoke(b"1"), range(3))] == ["1"] * 3
+    with ThreadPoolExecutor(3) as pool, door.open("w") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        replies = [pool.submit(running.invoke) for _ in range(3)]
+        inside: set[str] = set()
+        while len(inside) < 3:
+            inside.update(here.read_text().split())
+        fcntl.flock(locked, fcntl.LOCK_UN)
+        assert [reply.result(DEADLINE_SECONDS).text for reply in replies] == ["through"] * 3
 
 
 def test_a_prediction_has_a_time_limit_and_so_has_a_body(start: Start) -> None:
