@@ -65,13 +65,17 @@ class Axis:
         cuts = [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False)]
         if isinstance(prediction, Mapping):
             if set(prediction) != set(names):
-                raise Mismatch(f"the prediction holds {sorted(map(str, prediction))}; the signature's outputs are {names}.")
+                raise Mismatch(
+                    f"the prediction holds {sorted(map(str, prediction))}; the signature's outputs are {names}."
+                )
             for name, value in prediction.items():
                 _check(value, total, f"output {name!r}")
             return [{name: value[cut] for name, value in prediction.items()} for cut in cuts]
         if len(names) > 1:
             if not isinstance(prediction, list | tuple) or len(prediction) != len(names):
-                raise Mismatch(f"the prediction is one {type(prediction).__name__}; the signature's outputs are {names}.")
+                raise Mismatch(
+                    f"the prediction is one {type(prediction).__name__}; the signature's outputs are {names}."
+                )
             for name, value in zip(names, prediction, strict=True):
                 if not hasattr(value, "shape"):
                     raise Mismatch(f"output {name!r} is no array but {type(value).__name__}.")

@@ -1,7 +1,7 @@
 """Counts and times of the model server, in Prometheus' text format.
 
-    metrics.request(200, seconds=0.012, queue_seconds=0.001, model_seconds=0.010, batch_size=4)
-    metrics.text(waiting=0, workers=2, restarts=0)
+metrics.request(200, seconds=0.012, queue_seconds=0.001, model_seconds=0.010, batch_size=4)
+metrics.text(waiting=0, workers=2, restarts=0)
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Metrics:
         self._total, self._queue, self._model = _Histogram(_SECONDS), _Histogram(_SECONDS), _Histogram(_SECONDS)
         self._sizes = _Histogram(_SIZES)
 
-    def request(
-        self, status: int, seconds: float, queue_seconds: float, model_seconds: float, batch_size: int
-    ) -> None:
+    def request(self, status: int, seconds: float, queue_seconds: float, model_seconds: float, batch_size: int) -> None:
         """One invocation. A batch size of 0: it never reached the model."""
         self._statuses[status] += 1
         self._total.add(seconds)

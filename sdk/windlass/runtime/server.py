@@ -50,7 +50,7 @@ from windlass.runtime import codecs
 from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, Reply, user_traceback
 from windlass.runtime.metrics import Metrics
 from windlass.runtime.settings import BadSetting, Settings, cores
-from windlass.runtime.workers import Answer, Busy, Failed, Headers, Job, Pool, environment
+from windlass.runtime.workers import Answer, Busy, Failed, Headers, Job, Pool, Stream, environment
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -66,6 +66,7 @@ _STALLED_SECONDS = 30.0
 
 _INFERENCE_ID, _CUSTOM_ATTRIBUTES = INFERENCE_ID.encode(), CUSTOM_ATTRIBUTES.encode()
 _TIMEOUT = b"x-windlass-timeout-ms"
+
 
 class Log:
     """JSON lines on stdout and stderr, written once per turn of the event loop."""
@@ -107,12 +108,13 @@ def _line(event: str, fields: Mapping[str, object]) -> str:
 class _Request:
     """An invocation from its head to the end of its answer."""
 
-    __slots__ = ("begin", "deadline", "job", "late", "receive", "watch")
+    __slots__ = ("begin", "deadline", "job", "late", "receive", "stream", "watch")
 
     def __init__(self, begin: float, deadline: float, receive: Receive) -> None:
         self.begin, self.deadline, self.receive = begin, deadline, receive
         self.job: Job | None = None
         self.watch: asyncio.Task[None] | None = None
+        self.stream: Stream | None = None
         self.late = False  # its body did not arrive in time
 
     async def watch_caller(self) -> None:
@@ -121,6 +123,8 @@ class _Request:
             pass
         if self.job and not self.job.future.done():
             self.job.future.set_exception(_Gone())
+        elif self.stream:
+            self.stream.stop()
 
 
 class App:
@@ -216,7 +220,9 @@ class App:
                 answer = await request.job.future
                 status, error = answer.status, answer.error
                 if answer.body is None:
+                    request.stream = answer.stream
                     await self._send_stream(send, answer)
+                    error = answer.error
                 else:
                     await self._send_answer(send, answer.status, answer.headers, answer.body)
             except BaseException as raised:
@@ -343,10 +349,11 @@ class App:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
             stream.stop()
-        answer.error = stream.error
         if stream.error:
-            # The head said 200 long ago. A body that breaks off is the only way left to say that it is not whole.
-            raise _Broken
+            # The head said 200 long ago. A body that breaks off is the only way left to say that it is not whole: the server
+            # closes a connection whose answer was not completed.
+            answer.error = stream.error
+            return
         await send({"type": "http.response.body", "body": b""})
 
 
@@ -356,10 +363,6 @@ class _Unavailable(Exception):
 
 class _Gone(Exception):
     """The caller hung up before its answer was complete."""
-
-
-class _Broken(Exception):
-    """A stream failed half-way."""
 
 
 def _unavailable(what: str, retry_after_seconds: int = 1) -> Reply:
@@ -380,7 +383,9 @@ def _deadline(begin: float, headers: Mapping[bytes, bytes]) -> float:
     if value is None:
         return math.inf
     if not value.strip().isdigit() or len(value) > 9:
-        raise codecs.Refused(400, f"the timeout {value.decode('latin-1')[:40]!r} is not a whole number of milliseconds.")
+        raise codecs.Refused(
+            400, f"the timeout {value.decode('latin-1')[:40]!r} is not a whole number of milliseconds."
+        )
     return begin + int(value) / 1000
 
 

@@ -27,7 +27,14 @@ from windlass.runtime import wire
 from windlass.runtime.batching import Sizer, alike
 
 _TICK_SECONDS = 0.05
-_RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # before the first, second, ... attempt to replace what does not load
+_RESTART_SECONDS = (
+    0.0,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
+)  # before the first, second, ... attempt to replace what does not load
 # Requests that are looked at for ones of like length, in batches.
 _LOOK_AHEAD = 4
 # A stream whose reader is slower than the model is held back at the model, not in memory.
@@ -71,6 +78,8 @@ class Stream:
         self.error: str | None = None
 
     def put(self, chunk: bytes) -> None:
+        if self._ended:
+            return  # stopped, and the worker has not heard of it yet
         self._chunks.append(chunk)
         self._bytes += len(chunk)
         if self._bytes > _STREAM_BYTES:
@@ -84,6 +93,7 @@ class Stream:
     def stop(self) -> None:
         """The caller is gone."""
         if not self._ended:
+            self.end(None)
             self._worker.stop_stream()
             self._worker.resume()
 
@@ -127,7 +137,7 @@ class _Worker(asyncio.Protocol):
         self.batch = 0
         self.started = 0.0
         self.failure = ""
-        self.ended = False
+        self.ended = self.hung = False
         self._reader = wire.Reader()
         self._stream: Stream | None = None
         self._transport: Any = None
@@ -405,11 +415,20 @@ class Pool:
         if self._closing:
             return
         if not self.loaded.done():
-            self.loaded.set_result(worker.failure or f"The model's process ended with {_ending(code)} while it loaded.\n")
+            self.loaded.set_result(
+                worker.failure or f"The model's process ended with {_ending(code)} while it loaded.\n"
+            )
             return
         self.restarts += 1
-        self._log("worker died", worker=worker.number, ended=_ending(code), requests=len(worker.jobs), error=worker.failure)
-        self._again(worker.jobs, code)
+        self._log(
+            "worker died", worker=worker.number, ended=_ending(code), requests=len(worker.jobs), error=worker.failure
+        )
+        if worker.hung:
+            for job in worker.jobs:  # their deadlines have passed, too: they began before the batch did
+                if not job.future.done():
+                    job.future.set_exception(TimeoutError())
+        else:
+            self._again(worker.jobs, code)
         pause = _RESTART_SECONDS[min(self._attempts, len(_RESTART_SECONDS) - 1)]
         self._attempts += 1
         self._loop.call_later(pause, self._replace)
@@ -433,6 +452,7 @@ class Pool:
         for worker in list(self._workers):
             if worker.jobs and not worker.held_back and now > worker.started + self._timeout:
                 self._log("worker hung", worker=worker.number, seconds=round(now - worker.started, 1))
+                worker.hung = True
                 worker.kill()  # lost() follows
             elif worker.process.poll() is not None and not worker.ended:
                 worker.close()  # a process of the user's keeps its socket open
