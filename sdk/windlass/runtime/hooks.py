@@ -7,6 +7,7 @@
 
     def transform_fn(model, body, content_type, accept):  # or this one in place of the last three
     def model_warmup_fn(model_dir, model): ...            # before the first request
+    def predict_batch_fn(datas, model): ...               # -> as many predictions: predict_fn for several requests at once
 
 Each may take one more parameter, the `Context`. A hook that is not there has a default: typed by the signature in
 ``windlass.json``, else by what came. As in the official toolkits, JSON and CSV bodies reach `input_fn` and `transform_fn` as
@@ -14,6 +15,11 @@ str and all others as bytes, and an Accept that is absent or ``*/*`` reaches `ou
 
     handler = Handler.load(Path("/opt/ml/model"), Path("/opt/ml/model/code"), "inference.py", "application/json")
     reply = handler(Invocation(body, headers))
+    replies = handler.answer(invocations)                 # in one batch, where the model takes batches
+
+A model takes batches when there is a `predict_batch_fn`, which gets a list of what `input_fn` gave and returns a list as
+long; or when in the signature the first dimension of every input and output has one name (`batch`, say), so that requests can
+be joined and predictions be cut along it. A request that makes a batch fail fails alone.
 """
 
 from __future__ import annotations
@@ -23,13 +29,13 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from windlass.runtime import codecs
+from windlass.runtime import codecs, joint
 
 if TYPE_CHECKING:
     from windlass.artifact import Signature, Tensor
@@ -46,6 +52,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "predict_fn": ("data", "model"),
     "output_fn": ("prediction", "accept"),
     "transform_fn": ("model", "body", "content_type", "accept"),
+    "predict_batch_fn": ("datas", "model"),
 }
 
 
@@ -63,13 +70,19 @@ class Invocation:
 
 @dataclass(slots=True)
 class Reply:
-    """One answer. ``error`` is the traceback for the log when a hook raised."""
+    """One answer.
+
+    Attributes:
+        error: the traceback for the log when a hook raised.
+        stream: the parts of the body, when the hook gave a generator: they go out as they come, see `chunks`.
+    """
 
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
     headers: list[tuple[str, str]] = field(default_factory=list)
     error: str | None = None
+    stream: Iterator[Any] | None = None
 
 
 class Context:
@@ -168,8 +181,24 @@ class _Hook:
         self._function: Callable[..., Any] = function
         self._wants_context = takes > len(arguments)
 
+    @property
+    def wants_context(self) -> bool:
+        return self._wants_context
+
     def __call__(self, context: Context, *arguments: Any) -> Any:
         return self._function(*arguments, context) if self._wants_context else self._function(*arguments)
+
+
+class _Call:
+    """One invocation on its way through the hooks."""
+
+    __slots__ = ("accept", "context", "data", "invocation", "prediction", "reply")
+
+    def __init__(self, invocation: Invocation, context: Context, accept: str) -> None:
+        self.invocation, self.context, self.accept = invocation, context, accept
+        self.data: Any = None
+        self.prediction: Any = None
+        self.reply: Reply | None = None
 
 
 class Handler:
@@ -183,12 +212,17 @@ class Handler:
         self._properties = _properties(model_dir)
         self._transform, self._input = hooks.get("transform_fn"), hooks.get("input_fn")
         self._predict, self._output = hooks.get("predict_fn"), hooks.get("output_fn")
+        self._predict_batch = hooks.get("predict_batch_fn")
         self._inputs: tuple[Tensor, ...] = tuple(signature.inputs) if signature else ()
+        self._joint = None
+        # A predict_fn with a context asks about one request, so it gets one.
+        if signature and not self._transform and not (self._predict and self._predict.wants_context):
+            self._joint = joint.Axis.of(signature)
         self._torch: Any = None
         self._default_predict: Callable[[Any], Any] | None = None
         if self._transform:
             return
-        if not self._predict:
+        if not self._predict and not self._predict_batch:
             self._default_predict = _predictor(model)
         if not self._input:
             # The first request should not pay for the import, and a signature that nobody can meet is the bundle's fault.
@@ -212,7 +246,7 @@ class Handler:
         for name in _ARGUMENTS:
             if (function := getattr(module, name, None)) is not None:
                 hooks[name] = _Hook(name, function)
-        parts = [name for name in ("input_fn", "predict_fn", "output_fn") if name in hooks]
+        parts = [name for name in ("input_fn", "predict_fn", "output_fn", "predict_batch_fn") if name in hooks]
         if "transform_fn" in hooks and parts:
             raise HookError(f"{program} defines transform_fn together with {', '.join(parts)}. Use one or the other.")
         if "model_fn" not in hooks:
@@ -235,53 +269,142 @@ class Handler:
             hooks["model_warmup_fn"](context, str(model_dir), model)
         return handler
 
+    @property
+    def batches(self) -> bool:
+        """Whether it is worth giving it several invocations at once."""
+        return self._predict_batch is not None or self._joint is not None
+
     def __call__(self, invocation: Invocation) -> Reply:
         """Never raises: what a hook raises becomes a 500 with the traceback, or the status that the exception carries."""
-        context = Context(self._properties, invocation.headers)
-        try:
-            return self._answer(invocation, context)
-        except codecs.Refused as error:
-            return Reply(f"{error}\n".encode(), status=error.status)
-        except codecs.Unwritable as error:
-            return Reply(f"{error}\n".encode(), status=500, error=str(error))
-        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, also SystemExit; the server goes on
-            trace = user_traceback(error)
-            status = _status(error)
-            return Reply(f"{_message(error)}\n{trace}".encode(errors="replace"), status=status, error=trace)
+        return self.answer([invocation])[0]
 
-    def _answer(self, invocation: Invocation, context: Context) -> Reply:
-        headers = invocation.headers
-        content_type = headers.get("content-type")
-        accept = headers.get("accept")
+    def answer(self, invocations: Sequence[Invocation]) -> list[Reply]:
+        """A reply for each, in order; one prediction for all, where the model takes batches. Never raises."""
+        calls = [self._begin(invocation) for invocation in invocations]
+        for call in calls:
+            self._step(call, self._transformed if self._transform else self._decode)
+        calls_left = [call for call in calls if call.reply is None]
+        if self._predict_batch:
+            self._together(calls_left, self._hook_batch)
+        elif self._joint and len(calls_left) > 1:
+            for group in self._joint.groups([call.data for call in calls_left]):
+                self._together([calls_left[index] for index in group], self._joint_batch)
+        else:
+            for call in calls_left:
+                self._step(call, self._predict_one)
+        for call in calls_left:
+            if call.reply is None:
+                self._step(call, self._encode)
+        return [call.reply or Reply(b"", status=500) for call in calls]
+
+    def _begin(self, invocation: Invocation) -> _Call:
+        accept = invocation.headers.get("accept")
         if not accept or accept == "*/*":
             accept = self._default_accept
-        body: bytes | str = invocation.body
-        if content_type and codecs.media_type(content_type)[0] in codecs.TEXT:
-            body = codecs.text(invocation.body, content_type)
+        return _Call(invocation, Context(self._properties, invocation.headers), accept)
 
-        if self._transform:
-            result = self._transform(context, self._model, body, content_type, accept)
+    def _step(self, call: _Call, step: Callable[[_Call], None]) -> None:
+        try:
+            step(call)
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, also SystemExit; the server goes on
+            call.reply = failure(error)
+
+    def _body(self, call: _Call) -> tuple[bytes | str, str | None]:
+        body, content_type = call.invocation.body, call.invocation.headers.get("content-type")
+        if content_type and codecs.media_type(content_type)[0] in codecs.TEXT:
+            return codecs.text(body, content_type), content_type
+        return body, content_type
+
+    def _transformed(self, call: _Call) -> None:
+        assert self._transform
+        result = self._transform(call.context, self._model, *self._body(call), call.accept)
+        self._finish(call, result)
+
+    def _decode(self, call: _Call) -> None:
+        body, content_type = self._body(call)
+        call.data = self._input(call.context, body, content_type) if self._input else self._read(body, content_type)
+
+    def _predict_one(self, call: _Call) -> None:
+        if self._default_predict:
+            call.prediction = self._default_predict(call.data)
         else:
-            data = self._input(context, body, content_type) if self._input else self._read(body, content_type)
-            if self._default_predict:
-                prediction = self._default_predict(data)
-            else:
-                assert self._predict
-                prediction = self._predict(context, data, self._model)
-            if self._output:
-                result = self._output(context, prediction, accept)
-            else:
-                kind = codecs.negotiate(accept, codecs.OUT)
-                result = codecs.encode(prediction, kind), kind
+            assert self._predict
+            call.prediction = self._predict(call.context, call.data, self._model)
+
+    def _together(self, calls: Sequence[_Call], predict: Callable[[Sequence[_Call]], None]) -> None:
+        """Predict as one batch. When that fails, halves of it, until the ones that make it fail stand alone."""
+        if not calls:
+            return
+        try:
+            predict(calls)
+        except joint.Mismatch as error:
+            failed = failure(HookError(str(error)))
+            for call in calls:
+                call.reply = failed
+        except BaseException as error:  # noqa: BLE001 - as in _step
+            if len(calls) == 1:
+                calls[0].reply = failure(error)
+                return
+            middle = len(calls) // 2
+            self._together(calls[:middle], predict)
+            self._together(calls[middle:], predict)
+
+    def _hook_batch(self, calls: Sequence[_Call]) -> None:
+        assert self._predict_batch
+        predictions = self._predict_batch(calls[0].context, [call.data for call in calls], self._model)
+        try:
+            count = len(predictions)
+        except TypeError:
+            raise joint.Mismatch(
+                f"predict_batch_fn returned {type(predictions).__name__}, which has no length. Return a list with one "
+                "prediction for each of the requests."
+            ) from None
+        if count != len(calls):
+            raise joint.Mismatch(f"predict_batch_fn returned {count} predictions for {len(calls)} requests.")
+        for call, prediction in zip(calls, predictions, strict=True):
+            call.prediction = prediction
+
+    def _joint_batch(self, calls: Sequence[_Call]) -> None:
+        if self._joint is None or len(calls) == 1:
+            for call in calls:
+                self._step(call, self._predict_one)
+            return
+        whole = _Call(calls[0].invocation, calls[0].context, "")
+        whole.data = self._joint.join([call.data for call in calls])
+        self._predict_one(whole)
+        try:
+            parts = self._joint.split(whole.prediction, [self._joint.rows(call.data) for call in calls])
+        except joint.Mismatch as error:
+            # The signature promises a batch that the code does not keep. Each alone is slower, and right.
+            print(f"Requests are predicted one by one: {error}", file=sys.stderr, flush=True)
+            self._joint = None
+            self._joint_batch(calls)
+            return
+        for call, part in zip(calls, parts, strict=True):
+            call.prediction = part
+
+    def _encode(self, call: _Call) -> None:
+        if self._output:
+            result = self._output(call.context, call.prediction, call.accept)
+        else:
+            kind = codecs.negotiate(call.accept, codecs.OUT)
+            result = codecs.encode(call.prediction, kind), kind
+        self._finish(call, result)
+
+    def _finish(self, call: _Call, result: Any) -> None:
         # A pair is (body, content type): older than the context, and still in many scripts.
-        answer, kind = result if isinstance(result, tuple) and len(result) == 2 else (result, _first_type(accept))
-        reply = Reply(_body(answer), str(kind), context.response_status)
-        for name, value in context.response_headers.items():
+        answer, kind = result if isinstance(result, tuple) and len(result) == 2 else (result, _first_type(call.accept))
+        reply = Reply(b"", str(kind), call.context.response_status)
+        if isinstance(answer, Iterator):
+            reply.stream = answer
+        else:
+            reply.body = _body(answer)
+        for name, value in call.context.response_headers.items():
             if name == "content-type":
                 reply.content_type = value
             elif name != "content-length":
                 reply.headers.append((name, value))
-        return reply
+        call.reply = reply
 
     def _read(self, body: bytes | str, content_type: str | None) -> Any:
         """The default input_fn. Arrays become tensors when the user's code has imported torch."""
@@ -370,6 +493,16 @@ def _first_type(accept: str) -> str:
     return next((kind for kind in codecs.accepted(accept) if "*" not in kind), codecs.JSON)
 
 
+def chunks(parts: Iterator[Any]) -> Iterator[bytes]:
+    """The parts of a streamed answer as bytes: text and bytes as they are, anything else as a line of JSON."""
+    for part in parts:
+        chunk = _body(part)
+        if not isinstance(part, str | bytes | bytearray | memoryview):
+            chunk += b"\n"
+        if chunk:
+            yield chunk
+
+
 def _body(answer: Any) -> bytes:
     if isinstance(answer, bytes):
         return answer
@@ -387,6 +520,16 @@ def _status(error: BaseException) -> int:
         if type(status) is int and 400 <= status <= 599:
             return status
     return 500
+
+
+def failure(error: BaseException) -> Reply:
+    """What the caller is told: the reason, with the traceback when it is the model's fault."""
+    if isinstance(error, codecs.Refused):
+        return Reply(f"{error}\n".encode(), status=error.status)
+    if isinstance(error, codecs.Unwritable | HookError):
+        return Reply(f"{error}\n".encode(), status=500, error=str(error))
+    trace = user_traceback(error)
+    return Reply(f"{_message(error)}\n{trace}".encode(errors="replace"), status=_status(error), error=trace)
 
 
 def _message(error: BaseException) -> str:

@@ -3,7 +3,12 @@
     SAGEMAKER_BASE_DIR=/tmp/ml SAGEMAKER_BIND_TO_PORT=8080 python -m windlass.runtime.server
 
     GET  /ping          200 when the model is loaded; 503 with the reason before that and while draining
-    POST /invocations   the hooks' answer; 4xx what the caller did wrong, 500 with the traceback what the model did
+    POST /invocations   the hooks' answer; 4xx what the caller did wrong, 500 with the traceback what the model did; 503 with
+                        Retry-After when the queue is full; chunk by chunk when a hook gives a generator
+    GET  /metrics       counts and times in Prometheus' text format
+
+A caller that cannot use a late answer says so, and is refused at once when the queue is too long for it:
+`X-Windlass-Timeout-Ms: 200`, or, through SageMaker, `timeout-ms=200` in X-Amzn-SageMaker-Custom-Attributes.
 
 | variable | default | |
 |---|---|---|
@@ -12,11 +17,13 @@
 | SAGEMAKER_PROGRAM | inference.py | the file with the hooks |
 | SAGEMAKER_BIND_TO_PORT | 8080 | 0 takes a free one; the ``listening`` line says which |
 | WINDLASS_BIND_HOST | 0.0.0.0 | |
-| SAGEMAKER_MODEL_SERVER_WORKERS | 1 | predictions that run at once |
-| SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte |
+| SAGEMAKER_MODEL_SERVER_WORKERS | 1 | processes that each hold the model and predict at once; they share the cores |
+| SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte; a worker that takes longer is replaced |
 | SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT | application/json | for requests that accept anything |
 | WINDLASS_MAX_PAYLOAD_BYTES | 6291456 | SageMaker's own limit for real-time endpoints |
 | WINDLASS_QUEUE_SIZE | 100 | invocations that wait beyond those that run; more get a 503 |
+| WINDLASS_MAX_BATCH_SIZE | 32 | requests predicted together, where the model takes batches (see `hooks`); 1 is never |
+| WINDLASS_MAX_BATCH_DELAY_MS | 0 | how long the first of a batch waits for others; 0 takes what waits when a worker is free |
 | WINDLASS_DRAIN_SECONDS | 25 | after SIGTERM; SageMaker kills after 30 |
 
 It logs one JSON object a line: requests and life cycle on stdout, faults on stderr. A `/ping` that answers what the last one
@@ -30,19 +37,20 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from windlass.runtime import codecs
-from windlass.runtime.hooks import INFERENCE_ID, Handler, Invocation, Reply, user_traceback
-from windlass.runtime.workers import Busy, Job, Workers
+from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, Reply, user_traceback
+from windlass.runtime.metrics import Metrics
+from windlass.runtime.settings import BadSetting, Settings, cores
+from windlass.runtime.workers import Answer, Busy, Failed, Headers, Job, Pool, Stream, environment
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,63 +60,12 @@ Send = Callable[[Message], Awaitable[None]]
 # Longer than the clients' pools and load balancers keep a connection (60 s at most), so that they close first: when the
 # server does, a request may just be on its way.
 _KEEP_ALIVE_SECONDS = 75
+_TICK_SECONDS = 0.05
+# Of silence between two parts of a request's head, or from a caller that takes no more of its answer.
+_STALLED_SECONDS = 30.0
 
-
-class BadSetting(Exception):
-    """An environment variable that cannot be used. The message names it."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The environment, read once."""
-
-    model_dir: Path
-    code_dir: Path
-    program: str
-    host: str
-    port: int
-    workers: int
-    timeout_seconds: float
-    default_accept: str
-    max_payload_bytes: int
-    queue_size: int
-    drain_seconds: float
-
-    @classmethod
-    def read(cls, env: Mapping[str, str]) -> Settings:
-        """What the host has set, with the defaults above.
-
-        Raises:
-            BadSetting: names the variable, its value and what it should be.
-        """
-
-        def number(name: str, default: int, least: int, most: int = 2**31) -> int:
-            value = env.get(name) or str(default)
-            try:
-                parsed = int(value)
-            except ValueError:
-                parsed = least - 1
-            if not least <= parsed <= most:
-                raise BadSetting(f"{name}={value!r} is not a whole number from {least} to {most}.")
-            return parsed
-
-        model_dir = Path(env.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
-        submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY") or ""
-        # The SDKs also write s3://.../sourcedir.tar.gz here; that code has been unpacked into the model's folder.
-        code_dir = Path(submitted) if submitted and "://" not in submitted else model_dir / "code"
-        return cls(
-            model_dir=model_dir,
-            code_dir=code_dir,
-            program=env.get("SAGEMAKER_PROGRAM") or "inference.py",
-            host=env.get("WINDLASS_BIND_HOST") or "0.0.0.0",  # noqa: S104 - in a container, SageMaker connects from outside
-            port=number("SAGEMAKER_BIND_TO_PORT", 8080, 0, 65535),
-            workers=number("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1, 1024),
-            timeout_seconds=number("SAGEMAKER_MODEL_SERVER_TIMEOUT", 60, 1),
-            default_accept=env.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or codecs.JSON,
-            max_payload_bytes=number("WINDLASS_MAX_PAYLOAD_BYTES", 6 << 20, 1),
-            queue_size=number("WINDLASS_QUEUE_SIZE", 100, 0),
-            drain_seconds=number("WINDLASS_DRAIN_SECONDS", 25, 0),
-        )
+_INFERENCE_ID, _CUSTOM_ATTRIBUTES = INFERENCE_ID.encode(), CUSTOM_ATTRIBUTES.encode()
+_TIMEOUT = b"x-windlass-timeout-ms"
 
 
 class Log:
@@ -123,9 +80,13 @@ class Log:
 
     def event(self, event: str, **fields: object) -> None:
         """What happened, on stdout. Call it in the event loop's thread."""
+        self.line(_line(event, fields))
+
+    def line(self, line: str) -> None:
+        """A line that is JSON already."""
         if not self._lines and self._loop is not None:
             self._loop.call_soon(self.flush)
-        self._lines.append(_line(event, fields))
+        self._lines.append(line)
         if self._loop is None:
             self.flush()
 
@@ -144,21 +105,47 @@ def _line(event: str, fields: Mapping[str, object]) -> str:
     return json.dumps({"time": round(time.time(), 3), "event": event, **fields})
 
 
+class _Request:
+    """An invocation from its head to the end of its answer."""
+
+    __slots__ = ("begin", "deadline", "job", "late", "receive", "stream", "watch")
+
+    def __init__(self, begin: float, deadline: float, receive: Receive) -> None:
+        self.begin, self.deadline, self.receive = begin, deadline, receive
+        self.job: Job | None = None
+        self.watch: asyncio.Task[None] | None = None
+        self.stream: Stream | None = None
+        self.late = False  # its body did not arrive in time
+
+    async def watch_caller(self) -> None:
+        """Drop the work when its caller hangs up."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if self.job and not self.job.future.done():
+            self.job.future.set_exception(_Gone())
+        elif self.stream:
+            self.stream.stop()
+
+
 class App:
-    """The ASGI application: routes, limits, life cycle. What it serves is `Workers` over a `Handler`."""
+    """The ASGI application: routes, limits, life cycle. What it serves is a `Pool` of workers."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
         self._settings, self._log = settings, log
-        self._workers: Workers[Invocation, Reply] | None = None
+        self._pool: Pool | None = None
         self._why_unhealthy = "the model is loading"
+        self._draining = False
         self._begin = time.monotonic()
         self._last_ping = 0
-        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._in_flight: dict[asyncio.Task[Any], _Request] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._metrics = Metrics()
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_later(_TICK_SECONDS, self._tick)
 
-    def serve(self, workers: Workers[Invocation, Reply]) -> None:
-        self._workers = workers
+    def serve(self, pool: Pool) -> None:
+        self._pool = pool
         self._why_unhealthy = ""
 
     async def drain(self, timeout_seconds: float) -> int:
@@ -167,8 +154,8 @@ class App:
         Returns:
             How many invocations were still running at the end and got a 503.
         """
-        self._why_unhealthy = "the server is shutting down"
-        self._workers = None
+        self._why_unhealthy, self._draining = "the server is shutting down", True
+        self._pool = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
@@ -192,71 +179,107 @@ class App:
                 await self._ping(send)
                 return
             reply = Reply(b"use GET.\n", status=405, headers=[("allow", "GET")])
+        elif path == "/metrics" and method == "GET":
+            text = self._metrics.text(self._pool.waiting, self._pool.alive, self._pool.restarts) if self._pool else ""
+            await self._send(send, Reply(text.encode(), "text/plain; version=0.0.4; charset=utf-8"))
+            return
         else:
-            reply = Reply(b"not found. The paths are GET /ping and POST /invocations.\n", status=404)
+            reply = Reply(b"not found. The paths are GET /ping, POST /invocations and GET /metrics.\n", status=404)
         self._log.event("request", method=method, path=path, status=reply.status, ms=0.0, inference_id=None)
-        await _send(send, reply)
+        await self._send(send, reply)
 
     async def _ping(self, send: Send) -> None:
         reply = Reply(b"")
-        if self._why_unhealthy:
+        if why := self._why_unhealthy or (self._pool.why_unhealthy if self._pool else ""):
             age = time.monotonic() - self._begin
-            reply = Reply(f"{self._why_unhealthy} ({age:.1f} s after the start).\n".encode(), status=503)
+            reply = Reply(f"{why} ({age:.1f} s after the start).\n".encode(), status=503)
         if reply.status != self._last_ping:
             self._last_ping = reply.status
             self._log.event("request", method="GET", path="/ping", status=reply.status, ms=0.0, inference_id=None)
-        await _send(send, reply)
+        await self._send(send, reply)
 
     async def _invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.monotonic()
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        job: Job[Invocation, Reply] | None = None
+        headers: Headers = scope["headers"]
+        named = dict(headers)
+        request = _Request(begin, begin + self._settings.timeout_seconds, receive)
         task = asyncio.current_task()
         assert task
-        self._in_flight.add(task)
+        self._in_flight[task] = request
         self._idle.clear()
+        error: str | None = None
         try:
             try:
-                async with asyncio.timeout(self._settings.timeout_seconds):
-                    body = await self._body(headers, receive)
-                    if self._workers is None:
-                        raise _Unavailable(f"{self._why_unhealthy}.")
-                    job = self._workers.submit(Invocation(body, headers))
-                    reply = await job.future
-            except TimeoutError:
-                reply = self._too_late(job)
-            except codecs.Refused as error:
-                reply = Reply(f"{error}\n".encode(), status=error.status)
-            except (Busy, _Unavailable) as error:
-                reply = _unavailable(error)
-            except asyncio.CancelledError:  # by drain()
-                reply = _unavailable(_Unavailable("the server shut down before the model answered."))
-            except _Gone:
-                reply = Reply(b"", status=499)  # nginx's code for it, in the log; nobody reads the answer
-            await _send(send, reply)
+                body = await self._body(named, receive)
+                pool = self._pool
+                if pool is None:
+                    raise _Unavailable(f"{self._why_unhealthy}.")
+                if _TIMEOUT in named or _CUSTOM_ATTRIBUTES in named:
+                    request.deadline = min(request.deadline, _deadline(begin, named))
+                request.job = pool.submit(body, headers, request.deadline)
+                answer = await request.job.future
+                status, error = answer.status, answer.error
+                if answer.body is None:
+                    request.stream = answer.stream
+                    await self._send_stream(send, answer)
+                    error = answer.error
+                else:
+                    await self._send_answer(send, answer.status, answer.headers, answer.body)
+            except BaseException as raised:
+                if (reply := self._refusal(raised, request)) is None:
+                    raise
+                status, error = reply.status, reply.error
+                await self._send(send, reply)
         finally:
-            self._in_flight.discard(task)
+            del self._in_flight[task]
             if not self._in_flight:
                 self._idle.set()
-        inference_id = headers.get(INFERENCE_ID)
-        self._log.event(
-            "request",
-            method="POST",
-            path="/invocations",
-            status=reply.status,
-            ms=round((time.monotonic() - begin) * 1e3, 3),
-            queue_ms=round(job.queue_ms, 3) if job else 0.0,
-            model_ms=round(job.model_ms, 3) if job else 0.0,
-            inference_id=inference_id,
+            if request.watch:
+                request.watch.cancel()
+        job = request.job
+        seconds = time.monotonic() - begin
+        inference_id = named.get(_INFERENCE_ID)
+        identity = "null" if inference_id is None else json.dumps(inference_id.decode("latin-1"))
+        if job and job.started:
+            queue_seconds, model_seconds, size = job.started - job.queued, job.model_seconds, job.batch_size
+        else:
+            queue_seconds, model_seconds, size = (job.queue_seconds if job else 0.0), 0.0, 0
+        self._metrics.request(status, seconds, queue_seconds, model_seconds, size)
+        # json.dumps would cost a tenth of an echo's whole time.
+        self._log.line(
+            f'{{"time": {time.time():.3f}, "event": "request", "method": "POST", "path": "/invocations", "status": {status}, '
+            f'"ms": {seconds * 1e3:.3f}, "queue_ms": {queue_seconds * 1e3:.3f}, "model_ms": {model_seconds * 1e3:.3f}, '
+            f'"batch": {size}, "inference_id": {identity}}}'
         )
-        if reply.error:
-            self._log.fault("invocation failed", status=reply.status, inference_id=inference_id, error=reply.error)
+        if error:
+            identity = inference_id.decode("latin-1") if inference_id else None
+            self._log.fault("invocation failed", status=status, inference_id=identity, error=error)
 
-    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+    def _refusal(self, error: BaseException, request: _Request) -> Reply | None:
+        """What a request is answered that has no answer of the model's."""
+        if isinstance(error, codecs.Refused):
+            return Reply(f"{error}\n".encode(), status=error.status)
+        if isinstance(error, Busy):
+            return _unavailable(str(error), error.retry_after_seconds)
+        if isinstance(error, _Unavailable):
+            return _unavailable(str(error))
+        if isinstance(error, Failed):
+            return Reply(f"{error}\n".encode(), status=500, error=str(error))
+        if isinstance(error, TimeoutError):
+            return self._too_late(request)
+        if isinstance(error, _Gone):
+            return Reply(b"", status=499)  # nginx's code for it, in the log; nobody reads the answer
+        if isinstance(error, asyncio.CancelledError):
+            if request.late:
+                return self._too_late(request)
+            return _unavailable("the server shut down before the model answered.")  # by drain()
+        return None
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         limit = self._settings.max_payload_bytes
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > limit:
-            raise codecs.Refused(413, f"the body is {declared} bytes; the limit is {limit}.")
+        declared = headers.get(b"content-length", b"0")
+        if len(declared) > 6 and declared.isdigit() and int(declared) > limit:
+            raise codecs.Refused(413, f"the body is {declared.decode()} bytes; the limit is {limit}.")
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
@@ -275,14 +298,63 @@ class App:
                 return b"".join(parts)
             message = await receive()
 
-    def _too_late(self, job: Job[Invocation, Reply] | None) -> Reply:
-        limit = f"{self._settings.timeout_seconds:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT)"
-        if job is None:
+    def _too_late(self, request: _Request) -> Reply:
+        allowed = request.deadline - request.begin
+        limit = f"{allowed:g} s"
+        if allowed >= self._settings.timeout_seconds:
+            limit += " (SAGEMAKER_MODEL_SERVER_TIMEOUT)"
+        if request.job is None:
             return Reply(
                 f"the body did not arrive within {limit}.\n".encode(), status=408, headers=[("connection", "close")]
             )
-        doing = "the model did not answer" if job.started else "no worker was free"
+        doing = "the model did not answer" if request.job.started else "no worker was free"
         return Reply(f"{doing} within {limit}.\n".encode(), status=504, error=f"{doing} within {limit}")
+
+    def _tick(self) -> None:
+        """Time limits, and callers that are gone: looked at in rounds, which costs a request less than a timer of its own."""
+        now = time.monotonic()
+        for task, request in list(self._in_flight.items()):
+            job = request.job
+            if now > request.deadline:
+                if job is None:
+                    request.late = True
+                    task.cancel()
+                elif not job.future.done():
+                    job.future.set_exception(TimeoutError())
+            elif job and request.watch is None and now > request.begin + _TICK_SECONDS:
+                request.watch = self._loop.create_task(request.watch_caller())
+        self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    # --- answers
+
+    async def _send(self, send: Send, reply: Reply) -> None:
+        headers = [(b"content-type", reply.content_type.encode("latin-1", "replace"))]
+        headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers]
+        await self._send_answer(send, reply.status, headers, reply.body)
+
+    async def _send_answer(self, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        headers.append((b"content-length", b"%d" % len(body)))
+        if self._draining:
+            headers.append((b"connection", b"close"))  # so that the caller's next request goes elsewhere
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_stream(self, send: Send, answer: Answer) -> None:
+        stream = answer.stream
+        assert stream
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        try:
+            while (chunk := await stream.next()) is not None:
+                async with asyncio.timeout(_STALLED_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        finally:
+            stream.stop()
+        if stream.error:
+            # The head said 200 long ago. A body that breaks off is the only way left to say that it is not whole: the server
+            # closes a connection whose answer was not completed.
+            answer.error = stream.error
+            return
+        await send({"type": "http.response.body", "body": b""})
 
 
 class _Unavailable(Exception):
@@ -290,21 +362,31 @@ class _Unavailable(Exception):
 
 
 class _Gone(Exception):
-    """The caller hung up before its body was complete."""
+    """The caller hung up before its answer was complete."""
 
 
-def _unavailable(error: Busy | _Unavailable) -> Reply:
-    seconds = error.retry_after_seconds if isinstance(error, Busy) else 1
-    return Reply(f"{error}\n".encode(), status=503, headers=[("retry-after", str(seconds))])
+def _unavailable(what: str, retry_after_seconds: int = 1) -> Reply:
+    return Reply(f"{what}\n".encode(), status=503, headers=[("retry-after", str(retry_after_seconds))])
 
 
-async def _send(send: Send, reply: Reply) -> None:
-    headers = [(b"content-type", reply.content_type.encode("latin-1", "replace"))]
-    headers.append((b"content-length", b"%d" % len(reply.body)))
-    for name, value in reply.headers:
-        headers.append((name.encode("latin-1"), value.encode("latin-1")))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+def _deadline(begin: float, headers: Mapping[bytes, bytes]) -> float:
+    """When the caller stops waiting, by its own word.
+
+    Raises:
+        Refused: 400, it is no number of milliseconds.
+    """
+    value = headers.get(_TIMEOUT)
+    for part in headers.get(_CUSTOM_ATTRIBUTES, b"").split(b",") if value is None else ():
+        name, _, given = part.partition(b"=")
+        if name.strip().lower() == b"timeout-ms":
+            value = given
+    if value is None:
+        return math.inf
+    if not value.strip().isdigit() or len(value) > 9:
+        raise codecs.Refused(
+            400, f"the timeout {value.decode('latin-1')[:40]!r} is not a whole number of milliseconds."
+        )
+    return begin + int(value) / 1000
 
 
 class _UvicornLog(logging.Handler):
@@ -343,7 +425,7 @@ def _server(app: App) -> Any:
     return Server(config)
 
 
-async def _serve(settings: Settings, log: Log, listener: socket.socket) -> int:
+async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener: socket.socket) -> int:
     """The life of the server: listen, load, serve, drain. Returns the exit code."""
     loop = asyncio.get_running_loop()
     log.attach(loop)
@@ -362,19 +444,25 @@ async def _serve(settings: Settings, log: Log, listener: socket.socket) -> int:
     log.event("listening", host=host, port=port, pid=os.getpid())
 
     begin = time.monotonic()
-    workers = Workers(
-        lambda: Handler.load(settings.model_dir, settings.code_dir, settings.program, settings.default_accept),
-        threads=settings.workers,
+    pool = Pool(
+        [sys.executable, "-m", "windlass.runtime.worker"],
+        environment({**os.environ, **env}, max(1, cores() // settings.workers)),
+        workers=settings.workers,
         queue_size=settings.queue_size,
+        max_batch_size=settings.max_batch_size,
+        batch_delay_seconds=settings.batch_delay_seconds,
+        timeout_seconds=settings.timeout_seconds,
+        log=log.event,
     )
-    events: list[asyncio.Future[Any]] = [workers.loaded, stop, serving]
+    events: list[asyncio.Future[Any]] = [pool.loaded, stop, serving]
     await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-    if workers.loaded.done() and (error := workers.loaded.result()) is not None:
+    if pool.loaded.done() and (report := pool.loaded.result()) is not None:
         log.flush()
-        print(user_traceback(error), end="", file=sys.stderr, flush=True)
+        print(report, end="", file=sys.stderr, flush=True)
+        await pool.close(0)
         return 1
-    if workers.loaded.done():
-        app.serve(workers)
+    if pool.loaded.done():
+        app.serve(pool)
         log.event("ready", load_ms=round((time.monotonic() - begin) * 1e3, 1))
         await asyncio.wait(events[1:], return_when=asyncio.FIRST_COMPLETED)
 
@@ -385,13 +473,9 @@ async def _serve(settings: Settings, log: Log, listener: socket.socket) -> int:
         log.fault("abandoned", message=f"{abandoned} invocations still ran after {settings.drain_seconds:g} s")
     server.should_exit = True
     await serving
-    ended = workers.stop(timeout_seconds=0.5 if workers.loaded.done() and not abandoned else 0)
+    await pool.close(1 if pool.loaded.done() and not abandoned else 0)
     log.event("stopped", ms=round((time.monotonic() - begin) * 1e3, 1))
     log.flush()
-    if not ended:
-        # A thread that is still in the user's code would make the interpreter hang or crash while it tears itself down.
-        sys.stderr.flush()
-        os._exit(1 if abandoned else 0)
     return 1 if abandoned else 0
 
 
@@ -408,8 +492,9 @@ def main(env: Mapping[str, str] | None = None) -> int:
 
         print(MissingExtra("uvicorn", "serve", "The model server"), file=sys.stderr)
         return 1
+    env = os.environ if env is None else env
     try:
-        settings = Settings.read(os.environ if env is None else env)
+        settings = Settings.read(env)
     except BadSetting as error:
         print(error, file=sys.stderr)
         return 1
@@ -427,7 +512,7 @@ def main(env: Mapping[str, str] | None = None) -> int:
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(settings, log, listener))
+        return runner.run(_serve(settings, env, log, listener))
 
 
 if __name__ == "__main__":

@@ -1,148 +1,473 @@
-"""Threads that call the model, behind a queue with an end.
+"""The worker processes as the server sees them: a queue with an end, batches, replacement.
 
-    workers = Workers(load, threads=1, queue_size=100)     # load() -> the function that answers an item
-    error = await workers.loaded                           # None, or what load() raised
-    reply = await workers.submit(invocation).future        # Busy when the queue is full
+    pool = Pool(command, workers=2, queue_size=100, ...)
+    error = await pool.loaded                          # None, or why the model did not load
+    job = pool.submit(body, headers, deadline)         # Busy when the queue is full
+    answer = await job.future                          # Answer, or Failed
 
-The event loop never runs the user's code, so `/ping` answers while a prediction runs. One thread is the default, because
-few models may be called from two at once; it loads the model, too.
+The server's own process never runs the user's code: `/ping` and refusals are answered whatever a model does. A worker that dies
+or runs past the time limit is killed and another takes its place. What was in its batch is asked once more, each request alone
+in a batch of its own, so that one that kills workers takes nobody with it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import math
-import queue
-import threading
+import socket
+import subprocess
 import time
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from windlass.runtime import wire
+from windlass.runtime.batching import Sizer, alike
+
+_TICK_SECONDS = 0.05
+_RESTART_SECONDS = (
+    0.0,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    30.0,
+)  # before the first, second, ... attempt to replace what does not load
+# Requests that are looked at for ones of like length, in batches.
+_LOOK_AHEAD = 4
+# A stream whose reader is slower than the model is held back at the model, not in memory.
+_STREAM_BYTES = 1 << 20
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Busy(Exception):
-    """The queue is full. ``retry_after_seconds`` is when there should be room."""
+    """The queue is full, or too long for the deadline. ``retry_after_seconds`` is when there should be room."""
 
-    def __init__(self, retry_after_seconds: int) -> None:
+    def __init__(self, what: str, retry_after_seconds: int) -> None:
         self.retry_after_seconds = retry_after_seconds
-        super().__init__(f"all workers are busy and the queue is full. Retry after {retry_after_seconds} s.")
+        super().__init__(f"{what} Retry after {retry_after_seconds} s.")
 
 
-class Job(Generic[Item, Result]):
-    """One call. The times are those of `time.monotonic`; 0 is not yet."""
+class Failed(Exception):
+    """The worker died with this request alone in its hands."""
 
-    __slots__ = ("finished", "future", "item", "queued", "started")
 
-    def __init__(self, item: Item, future: asyncio.Future[Result]) -> None:
-        self.item, self.future = item, future
-        self.queued, self.started, self.finished = time.monotonic(), 0.0, 0.0
+@dataclass(slots=True)
+class Answer:
+    """What the hooks made of a request. A body of ``None`` comes in `stream`."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | None
+    error: str | None
+    stream: Stream | None = None
+
+
+class Stream:
+    """Chunks on their way from a worker to a caller."""
+
+    def __init__(self, worker: _Worker) -> None:
+        self._worker = worker
+        self._chunks: deque[bytes] = deque()
+        self._bytes = 0
+        self._more = asyncio.Event()
+        self._ended = False
+        self.error: str | None = None
+
+    def put(self, chunk: bytes) -> None:
+        if self._ended:
+            return  # stopped, and the worker has not heard of it yet
+        self._chunks.append(chunk)
+        self._bytes += len(chunk)
+        if self._bytes > _STREAM_BYTES:
+            self._worker.pause()
+        self._more.set()
+
+    def end(self, error: str | None) -> None:
+        self.error, self._ended = error, True
+        self._more.set()
+
+    def stop(self) -> None:
+        """The caller is gone."""
+        if not self._ended:
+            self.end(None)
+            self._worker.stop_stream()
+            self._worker.resume()
+
+    async def next(self) -> bytes | None:
+        """All that has come since the last call; ``None`` at the end."""
+        while not self._chunks:
+            if self._ended:
+                return None
+            self._more.clear()
+            await self._more.wait()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._bytes = 0
+        self._worker.resume()
+        return data
+
+
+class Job:
+    """One request. The times are those of `time.monotonic`; 0 is not yet."""
+
+    __slots__ = ("alone", "batch_size", "body", "deadline", "future", "headers", "model_seconds", "queued", "started")
+
+    def __init__(self, body: bytes, headers: Headers, deadline: float, future: asyncio.Future[Answer]) -> None:
+        self.body, self.headers, self.deadline, self.future = body, headers, deadline, future
+        self.queued, self.started, self.model_seconds = time.monotonic(), 0.0, 0.0
+        self.batch_size = 0
+        self.alone = False
 
     @property
-    def queue_ms(self) -> float:
-        return ((self.started or time.monotonic()) - self.queued) * 1e3
+    def queue_seconds(self) -> float:
+        return (self.started or time.monotonic()) - self.queued
+
+
+class _Worker(asyncio.Protocol):
+    """One process and what it is doing."""
+
+    def __init__(self, pool: Pool, number: int) -> None:
+        self._pool, self.number = pool, number
+        self.ready = False
+        self.jobs: Sequence[Job] = ()
+        self.batch = 0
+        self.started = 0.0
+        self.failure = ""
+        self.ended = self.hung = False
+        self._reader = wire.Reader()
+        self._stream: Stream | None = None
+        self._transport: Any = None
+        self._paused = False
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with theirs:
+            self.process = subprocess.Popen(
+                [*pool.command, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=pool.environment
+            )
+        ours.setblocking(False)
+        self._ours = ours
+
+    async def connect(self) -> None:
+        self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=self._ours)
+
+    def run(self, batch: int, jobs: Sequence[Job]) -> None:
+        self.jobs, self.batch = jobs, batch
+        self.started = now = time.monotonic()
+        size = len(jobs)
+        for job in jobs:
+            job.started, job.batch_size = now, size
+        self._transport.write(wire.pack(("run", batch, [(job.body, job.headers) for job in jobs])))
+
+    def stop_stream(self) -> None:
+        self._transport.write(wire.pack(("stop",)))
+
+    def pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self.ended:
+            self._paused = False
+            self._transport.resume_reading()
 
     @property
-    def model_ms(self) -> float:
-        return (self.finished - self.started) * 1e3 if self.finished else 0.0
+    def held_back(self) -> bool:
+        """Whether it waits for the reader of a stream."""
+        return self._paused
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        else:
+            self._ours.close()
+
+    # --- asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            kind = message[0]
+            if kind == "replies":
+                self._replies(message[1], message[2], message[3])
+            elif kind == "chunk":
+                self.started = time.monotonic()  # it lives
+                if self._stream:
+                    self._stream.put(message[2])
+            elif kind == "end":
+                stream, self._stream = self._stream, None
+                if stream:
+                    stream.end(message[3])
+                self._pool.finished(self, message[2])
+            elif kind == "ready":
+                self.ready = True
+                self._pool.ready(self, batches=message[1])
+            else:
+                self.failure = message[1]
+
+    def _replies(self, batch: int, seconds: float, answers: Sequence[tuple[Any, ...]]) -> None:
+        streams = False
+        for job, (status, headers, body, error) in zip(self.jobs, answers, strict=True):
+            job.model_seconds = seconds
+            answer = Answer(status, headers, body, error)
+            if body is None:
+                streams = True
+                self._stream = answer.stream = Stream(self)
+            if not job.future.done():
+                job.future.set_result(answer)
+            elif answer.stream:
+                answer.stream.stop()
+        if not streams:
+            self._pool.finished(self, seconds)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.ended, self.ready = True, False
+        if self._stream:
+            self._stream.end("the worker died")
+        self._pool.lost(self)
 
 
-class WorkFailed(Exception):
-    """The work raised, which it should not; ``__cause__`` is what."""
-
-
-class Workers(Generic[Item, Result]):
-    """Made and used in the event loop's thread; ``load`` and what it returns are called in the workers'.
+class Pool:
+    """Made and used in the event loop's thread.
 
     Args:
-        load: makes the function that answers one item. Called once, by the first thread.
-        threads: how many calls run at once.
-        queue_size: how many may wait beyond those.
+        command: what starts a worker; the number of its socket is added.
+        environment: of the workers.
+        workers: how many processes.
+        queue_size: how many requests may wait beyond those that run.
+        max_batch_size: the most that one batch may hold, for models that take batches.
+        batch_delay_seconds: how long the first of a batch may wait for others. 0: a batch is what waits when a worker is free.
+        timeout_seconds: a batch that runs longer has hung, and its worker is killed.
+        log: is told what happens to workers: ``log(event, **fields)``.
 
     Attributes:
-        loaded: done when ``load`` has returned (``None``) or raised (the exception, as a value: it may be SystemExit).
+        loaded: done when the first worker has loaded the model (``None``) or failed to (the report).
     """
 
-    def __init__(self, load: Callable[[], Callable[[Item], Result]], *, threads: int, queue_size: int) -> None:
-        self._load, self._limit = load, threads + queue_size
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        workers: int,
+        queue_size: int,
+        max_batch_size: int,
+        batch_delay_seconds: float,
+        timeout_seconds: float,
+        log: Callable[..., None],
+    ) -> None:
+        self.command, self.environment = command, environment
+        self._queue_size, self._max_batch = queue_size, max_batch_size
+        self._delay, self._timeout, self._log = batch_delay_seconds, timeout_seconds, log
         self._loop = asyncio.get_running_loop()
-        self.loaded: asyncio.Future[BaseException | None] = self._loop.create_future()
-        self._queue: queue.SimpleQueue[Job[Item, Result] | None] = queue.SimpleQueue()
-        self._pending = 0
-        self._mean_seconds = 0.0  # of a call, moving
-        # Daemons: a call that never returns must not keep the process from ending.
-        self._threads = [threading.Thread(target=self._first, name="model-0", daemon=True)]
-        self._count = threads
-        self._threads[0].start()
+        self.loaded: asyncio.Future[str | None] = self._loop.create_future()
+        self._waiting: deque[Job] = deque()
+        self._idle: list[_Worker] = []
+        self._count, self._numbers = workers, itertools.count()
+        self._batches = itertools.count(1)
+        self._sizer = Sizer(1)
+        self._due: asyncio.Handle | None = None
+        self._closing = False
+        self._attempts = 0
+        self.restarts = 0
+        self._starting: set[asyncio.Task[None]] = set()
+        self._workers: set[_Worker] = set()
+        self._start()  # the first; when it has loaded the model, the others
+        self._ticking = self._loop.call_later(_TICK_SECONDS, self._tick)
 
-    def submit(self, item: Item) -> Job[Item, Result]:
-        """Queue one call. Cancel its future and it is skipped, unless it has begun.
+    # --- what the server asks
+
+    @property
+    def why_unhealthy(self) -> str:
+        """Empty while a worker can answer."""
+        if any(worker.ready for worker in self._workers):
+            return ""
+        return "the model's worker died and is being replaced" if self.loaded.done() else "the model is loading"
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def alive(self) -> int:
+        return sum(worker.ready for worker in self._workers)
+
+    def submit(self, body: bytes, headers: Headers, deadline: float) -> Job:
+        """Queue a request. Cancel its future and it is dropped, unless it has begun.
 
         Raises:
-            Busy: the queue is full.
+            Busy: the queue is full, or what waits already takes longer than the deadline allows.
         """
-        if self._pending >= self._limit:
-            waiting_seconds = self._mean_seconds * self._pending / len(self._threads)
-            raise Busy(max(1, math.ceil(waiting_seconds)))
-        job: Job[Item, Result] = Job(item, self._loop.create_future())
-        self._pending += 1
-        self._queue.put(job)
+        waiting = len(self._waiting)
+        if waiting >= self._queue_size + len(self._idle):
+            raise Busy("all workers are busy and the queue is full.", self._retry_after())
+        job = Job(body, headers, deadline, self._loop.create_future())
+        if waiting and job.queued + self._expected_seconds() > deadline:
+            raise Busy("what waits already takes longer than this request's deadline allows.", self._retry_after())
+        self._waiting.append(job)
+        if self._idle and self._due is None:
+            # At the end of this turn of the loop, so that what came together goes together.
+            self._due = self._loop.call_soon(self._dispatch)
         return job
 
-    def stop(self, timeout_seconds: float) -> bool:
-        """End the threads after what is queued. False: one is still in the user's code."""
+    def _expected_seconds(self) -> float:
+        """How long what waits will take."""
+        return self._sizer.request_seconds * len(self._waiting) / max(1, self.alive)
+
+    def _retry_after(self) -> int:
+        return max(1, math.ceil(self._expected_seconds()))
+
+    async def close(self, timeout_seconds: float) -> None:
+        """End the workers: those that are idle at once, the others killed after the time given."""
+        self._closing = True
+        self._ticking.cancel()
+        for task in self._starting:
+            task.cancel()
+        workers = list(self._workers)
+        for worker in workers:
+            worker.close()
         deadline = time.monotonic() + timeout_seconds
-        for _ in self._threads:
-            self._queue.put(None)
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        for worker in workers:
+            while worker.process.poll() is None and time.monotonic() < deadline:
+                await asyncio.sleep(0.005)
+            worker.process.kill()
+            worker.process.wait()
 
-    def _first(self) -> None:
-        try:
-            work = self._load()
-        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, and the caller decides
-            self._tell(self._set_loaded, None, error)
+    # --- batches
+
+    def _dispatch(self) -> None:
+        self._due = None
+        while self._idle and self._waiting:
+            now = time.monotonic()
+            oldest = self._waiting[0]
+            if oldest.future.done() or oldest.deadline <= now:
+                self._waiting.popleft()  # its caller has been answered, or is gone
+                continue
+            if self._delay and len(self._waiting) < self._max_batch and now < oldest.queued + self._delay:
+                self._due = self._loop.call_later(oldest.queued + self._delay - now, self._dispatch)
+                return
+            self._idle.pop().run(next(self._batches), self._take())
+
+    def _take(self) -> Sequence[Job]:
+        waiting = self._waiting
+        if self._max_batch == 1 or len(waiting) == 1 or waiting[0].alone:
+            return [waiting.popleft()]
+        count = self._sizer.best(-(-len(waiting) // (len(self._idle) + 1)))  # the idle ones share what waits
+        if count >= len(waiting):
+            seen, left = list(waiting), []
+            waiting.clear()
         else:
-            self._tell(self._set_loaded, work, None)
-            self._run(work)
+            ahead = min(len(waiting), count * _LOOK_AHEAD)
+            first = [waiting.popleft() for _ in range(ahead)]
+            chosen = alike([len(job.body) for job in first], count)
+            seen = [first[index] for index in chosen]
+            picked = set(chosen)
+            left = [job for index, job in enumerate(first) if index not in picked]
+        now = time.monotonic()
+        batch = [job for job in seen if not job.alone and not job.future.done() and job.deadline > now]
+        waiting.extendleft(reversed([*(job for job in seen if job.alone), *left]))
+        return batch
 
-    def _set_loaded(self, work: Callable[[Item], Result] | None, error: BaseException | None) -> None:
-        if work is not None:
-            for n in range(1, self._count):
-                self._threads.append(threading.Thread(target=self._run, args=(work,), name=f"model-{n}", daemon=True))
-                self._threads[-1].start()
+    def finished(self, worker: _Worker, seconds: float) -> None:
+        """A worker has answered its batch."""
+        self._sizer.observe(len(worker.jobs), seconds)
+        worker.jobs, worker.started = (), 0.0
+        self._idle.append(worker)
+        if self._waiting and self._due is None:
+            self._due = self._loop.call_soon(self._dispatch)
+
+    # --- the life of workers
+
+    def _start(self) -> None:
+        worker = _Worker(self, next(self._numbers))
+        self._workers.add(worker)
+        task = self._loop.create_task(worker.connect())
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    def ready(self, worker: _Worker, *, batches: bool) -> None:
+        if not batches:
+            self._max_batch = 1
         if not self.loaded.done():
-            self.loaded.set_result(error)
+            self._sizer = Sizer(self._max_batch)
+            self.loaded.set_result(None)
+            for _ in range(1, self._count):
+                self._start()
+        self._attempts = 0
+        self._log("worker ready", worker=worker.number, pid=worker.process.pid)
+        self._idle.append(worker)
+        self._dispatch()
 
-    def _run(self, work: Callable[[Item], Result]) -> None:
-        while (job := self._queue.get()) is not None:
-            result: Result | None = None
-            error: BaseException | None = None
-            if not job.future.cancelled():
-                job.started = time.monotonic()
-                try:
-                    result = work(job.item)
-                except BaseException as raised:  # noqa: BLE001 - it belongs to the caller, and the thread must live on
-                    error = raised
-                job.finished = time.monotonic()
-            self._tell(self._settle, job, result, error)
-
-    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending, and nobody waits
-            self._loop.call_soon_threadsafe(callback, *arguments)
-
-    def _settle(self, job: Job[Item, Result], result: Any, error: BaseException | None) -> None:
-        self._pending -= 1
-        if job.finished:
-            self._mean_seconds += 0.1 * (job.finished - job.started - self._mean_seconds)
-        if job.future.done():
-            return  # cancelled: its caller has stopped waiting
-        if error is None:
-            job.future.set_result(result)
+    def lost(self, worker: _Worker) -> None:
+        """Its socket is closed: it is dead, or will be."""
+        self._workers.discard(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        worker.kill()
+        code = worker.process.wait()
+        if self._closing:
+            return
+        if not self.loaded.done():
+            self.loaded.set_result(
+                worker.failure or f"The model's process ended with {_ending(code)} while it loaded.\n"
+            )
+            return
+        self.restarts += 1
+        self._log(
+            "worker died", worker=worker.number, ended=_ending(code), requests=len(worker.jobs), error=worker.failure
+        )
+        if worker.hung:
+            for job in worker.jobs:  # their deadlines have passed, too: they began before the batch did
+                if not job.future.done():
+                    job.future.set_exception(TimeoutError())
         else:
-            failed = WorkFailed(f"{type(error).__name__}: {error}")
-            failed.__cause__ = error
-            job.future.set_exception(failed)
+            self._again(worker.jobs, code)
+        pause = _RESTART_SECONDS[min(self._attempts, len(_RESTART_SECONDS) - 1)]
+        self._attempts += 1
+        self._loop.call_later(pause, self._replace)
+
+    def _replace(self) -> None:
+        if not self._closing:
+            self._start()
+
+    def _again(self, jobs: Sequence[Job], code: int) -> None:
+        left = [job for job in jobs if not job.future.done()]
+        if len(jobs) == 1 or any(job.alone for job in left):
+            for job in left:
+                job.future.set_exception(Failed(f"the model's process ended with {_ending(code)} during this request."))
+            return
+        for job in reversed(left):
+            job.alone, job.started = True, 0.0
+            self._waiting.appendleft(job)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if worker.jobs and not worker.held_back and now > worker.started + self._timeout:
+                self._log("worker hung", worker=worker.number, seconds=round(now - worker.started, 1))
+                worker.hung = True
+                worker.kill()  # lost() follows
+            elif worker.process.poll() is not None and not worker.ended:
+                worker.close()  # a process of the user's keeps its socket open
+        self._ticking = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    import signal
+
+    return f"signal {-code} ({signal.Signals(-code).name})"
+
+
+def environment(base: Mapping[str, str], threads: int) -> Mapping[str, str]:
+    """The workers' environment: as many threads inside an operation as each worker has cores, unless the host has said."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**{name: str(threads) for name in names}, **base}

@@ -300,3 +300,136 @@ def test_a_module_that_does_not_import_shows_the_users_line(load: Load) -> None:
     assert "inference.py" in trace
     assert "windlass" not in trace
     assert "importlib" not in trace
+
+
+# --- batches
+
+
+def ask_all(handler: Handler, *bodies: bytes) -> list[Reply]:
+    return handler.answer([Invocation(body, {"content-type": "application/json"}) for body in bodies])
+
+
+BATCHING = """
+    calls = []
+    def model_fn(model_dir): return 10
+    def input_fn(body, content_type):
+        import json
+        return json.loads(body)
+    def predict_batch_fn(datas, model):
+        calls.append(len(datas))
+        return [model / data for data in datas]
+    def output_fn(prediction, accept): return f"{prediction} of {calls}"
+"""
+
+
+def test_predict_batch_fn_gets_all_at_once(load: Load) -> None:
+    handler = load(BATCHING)
+    assert handler.batches
+    replies = ask_all(handler, b"2", b"5")
+    assert [reply.body for reply in replies] == [b"5.0 of [2]", b"2.0 of [2]"]
+    assert ask(handler, b"1").body == b"10.0 of [2, 1]"
+
+
+def test_a_poisoned_request_fails_alone(load: Load) -> None:
+    handler = load(BATCHING)
+    replies = ask_all(handler, b"1", b"2", b"0", b"{", b"5")
+    assert [reply.status for reply in replies] == [200, 200, 500, 500, 200]
+    assert replies[2].error
+    assert "ZeroDivisionError" in replies[2].error
+    assert "JSONDecodeError" in str(replies[3].error)
+    assert [reply.body.split()[0] for reply in replies if reply.status == 200] == [b"10.0", b"5.0", b"2.0"]
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [("datas[1:]", "returned 1 predictions for 2 requests"), ("7", "returned int, which has no length")],
+)
+def test_a_batch_of_the_wrong_count_is_named(load: Load, returns: str, says: str) -> None:
+    handler = load(f"""
+        def model_fn(model_dir): return None
+        def predict_batch_fn(datas, model): return {returns}
+    """)
+    for reply in ask_all(handler, b"1", b"2"):
+        assert (reply.status, says in reply.body.decode()) == (500, True)
+
+
+BY_SIGNATURE = """
+    import numpy as np
+    calls = []
+    def model_fn(model_dir): return None
+    def predict_fn(data, model):
+        data = np.asarray(data)  # a tensor, where torch is imported
+        calls.append(data.shape)
+        if (data > 200).any():
+            raise ValueError("too bright")
+        return data.sum(axis=1).astype("float32")
+    def output_fn(prediction, accept):
+        return f"{prediction.tolist()} {calls}"
+"""
+
+
+def test_a_signature_with_a_batch_dimension_joins_requests(load: Load) -> None:
+    handler = load(BY_SIGNATURE, signature("uint8", "batch", 2))
+    first, second = ask_all(handler, b"[[1, 2]]", b"[[3, 4], [5, 6]]")
+    assert first.body == b"[3.0] [(3, 2)]"
+    assert second.body == b"[7.0, 11.0] [(3, 2)]"
+
+
+def test_a_row_that_fails_takes_no_other_request_with_it(load: Load) -> None:
+    handler = load(BY_SIGNATURE, signature("uint8", "batch", 2))
+    replies = ask_all(handler, b"[[1, 2]]", b"[[250, 4]]", b"[[1, 1, 1]]", b"[[5, 6]]")
+    assert [reply.status for reply in replies] == [200, 500, 400, 200]
+
+
+def test_a_predict_fn_with_a_context_is_asked_one_by_one(load: Load) -> None:
+    handler = load(
+        """
+        def model_fn(model_dir): return None
+        def predict_fn(data, model, context): return data
+        """,
+        signature("uint8", "batch", 2),
+    )
+    assert not handler.batches
+
+
+def test_a_prediction_that_cannot_be_cut_ends_the_joining(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = load(
+        """
+        def model_fn(model_dir): return None
+        def predict_fn(data, model): return {"mean": float(sum(map(sum, data.tolist())) / 2)}
+        """,
+        signature("uint8", "batch", 2),
+    )
+    replies = ask_all(handler, b"[[1, 3]]", b"[[5, 5]]")
+    assert [json.loads(reply.body) for reply in replies] == [{"mean": 2.0}, {"mean": 5.0}]
+    assert not handler.batches
+    assert "predicted one by one" in capsys.readouterr().err
+
+
+def test_the_template_is_batched_by_its_signature(tmp_path: Path) -> None:
+    """The digit classifier's hooks, unchanged: JSON of one image and of several in one batch."""
+    pytest.importorskip("torch")
+    template = Path(__file__).parents[3] / "templates" / "image-classifier"
+    path, modules = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(template))
+    try:
+        from model import DigitClassifier
+        from safetensors.torch import save_file
+
+        save_file(DigitClassifier().state_dict(), tmp_path / "model.safetensors")
+        manifest = {"format": 1, "files": {}, "signature": json.loads((template / "signature.json").read_text())}
+        (tmp_path / "windlass.json").write_text(json.dumps(manifest))
+        handler = Handler.load(tmp_path, template, "inference.py")
+        image = [[row * column % 17 for column in range(8)] for row in range(8)]
+        bodies = [json.dumps({"image": images}).encode() for images in (image, [image, image])]
+        alone = [handler(Invocation(body, {"content-type": "application/json"})) for body in bodies]
+        together = ask_all(handler, *bodies)
+        assert handler.batches
+        for apart, joined in zip(alone, together, strict=True):
+            assert json.loads(apart.body)["label"] == json.loads(joined.body)["label"]
+            assert json.loads(apart.body)["probability"] == pytest.approx(json.loads(joined.body)["probability"])
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            if name in ("model", "inference"):
+                sys.modules.pop(name)

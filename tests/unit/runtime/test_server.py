@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +23,7 @@ import httpx
 import pytest
 
 from windlass.runtime import server
-from windlass.runtime.server import BadSetting, Settings
+from windlass.runtime.settings import BadSetting, Settings
 
 DEADLINE_SECONDS = 30
 
@@ -82,6 +84,12 @@ class Server:
     def invoke(self, content: Any = b"[1]", **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.client.post("/invocations", content=content, headers={"content-type": "application/json", **named})
+
+    def metric(self, line: str) -> None:
+        """Wait until /metrics says so."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while line not in self.client.get("/metrics").text.splitlines():
+            assert time.monotonic() < deadline, f"never: {line}"
 
     def exit(self) -> tuple[int, str]:
         code = self.process.wait(DEADLINE_SECONDS)
@@ -301,19 +309,30 @@ def test_ping_answers_and_the_queue_ends_while_the_model_works(start: Start) -> 
     assert "queue is full" in refused.text
 
 
-def test_several_workers_predict_at_once(start: Start) -> None:
+def test_several_workers_predict_at_once(start: Start, tmp_path: Path) -> None:
+    here, door = tmp_path / "here", tmp_path / "door"
+    os.mkfifo(here)
     running = start(
-        """
-        import threading
-        def model_fn(model_dir): return threading.Barrier(3)
+        f"""
+        import fcntl, os
+        def model_fn(model_dir): return None
         def transform_fn(model, body, content_type, accept):
-            model.wait(30)
-            return body
+            with open("{here}", "w") as here:
+                here.write(str(os.getpid()) + " ")
+            with open("{door}") as door:
+                fcntl.flock(door, fcntl.LOCK_SH)
+            return "through"
         """,
         SAGEMAKER_MODEL_SERVER_WORKERS="3",
     ).ready()
-    with ThreadPoolExecutor(3) as pool:
-        assert [reply.text for reply in pool.map(lambda _: running.invoke(b"1"), range(3))] == ["1"] * 3
+    with ThreadPoolExecutor(3) as pool, door.open("w") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        replies = [pool.submit(running.invoke) for _ in range(3)]
+        inside: set[str] = set()
+        while len(inside) < 3:
+            inside.update(here.read_text().split())
+        fcntl.flock(locked, fcntl.LOCK_UN)
+        assert [reply.result(DEADLINE_SECONDS).text for reply in replies] == ["through"] * 3
 
 
 def test_a_prediction_has_a_time_limit_and_so_has_a_body(start: Start) -> None:
@@ -328,6 +347,166 @@ def test_a_prediction_has_a_time_limit_and_so_has_a_body(start: Start) -> None:
     with socket.create_connection(("127.0.0.1", running.port), DEADLINE_SECONDS) as raw:
         raw.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
         assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+# --- batches, workers that fail, callers that leave
+
+# Each request is a line of JSON: {"do": ...}. A batch says how many were in it.
+MOODY = """
+    import json, os, signal
+    def model_fn(model_dir): return model_dir + "/gate"
+    def input_fn(body, content_type): return json.loads(body)
+    def predict_batch_fn(datas, model):
+        for data in datas:
+            if data == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if data == "wait":
+                open(model).read()  # until the test closes the other end
+        return [len(datas)] * len(datas)
+    def output_fn(prediction, accept): return f"{prediction} {os.getpid()}"
+"""
+
+
+def test_what_waits_while_the_model_works_is_one_batch(start: Start) -> None:
+    running = start(MOODY).ready()
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(running.invoke, b'"wait"')
+        with running.open_gate():
+            others = [pool.submit(running.invoke, b"1") for _ in range(8)]
+            running.metric("windlass_queue_length 8")
+        assert first.result(DEADLINE_SECONDS).text.startswith("1 ")
+        sizes = [int(other.result(DEADLINE_SECONDS).text.split()[0]) for other in others]
+    # The sizer has seen batches of one only, so it goes on with two; then four.
+    assert max(sizes) >= 2
+    metrics = running.client.get("/metrics").text
+    assert 'windlass_requests_total{status="200"} 9' in metrics
+    assert "windlass_batch_size_count 9" in metrics
+
+
+def test_a_request_that_kills_workers_takes_no_other_with_it(start: Start) -> None:
+    running = start(MOODY).ready()
+    before = running.invoke(b"1").text.split()[1]
+    with ThreadPoolExecutor(9) as pool:
+        running.invoke(b"1")
+        first = pool.submit(running.invoke, b'"wait"')
+        with running.open_gate():
+            others = [pool.submit(running.invoke, b'"crash"' if n == 3 else b"1") for n in range(8)]
+            running.metric("windlass_queue_length 8")
+        replies = [other.result(DEADLINE_SECONDS) for other in others]
+        assert first.result(DEADLINE_SECONDS).status_code == 200
+    assert sorted(reply.status_code for reply in replies) == [200] * 7 + [500]
+    failed = next(reply for reply in replies if reply.status_code == 500)
+    assert failed.text == "the model's process ended with signal 11 (SIGSEGV) during this request.\n"
+    assert running.invoke(b"1").text.split()[1] != before
+
+
+def test_a_worker_that_hangs_is_replaced(start: Start) -> None:
+    running = start(MOODY, SAGEMAKER_MODEL_SERVER_TIMEOUT="1").ready()
+    assert running.invoke(b'"wait"').status_code == 504
+    running.event("worker hung")
+    running.event("worker ready")
+    assert running.invoke(b"1").status_code == 200
+    assert running.client.get("/ping").status_code == 200
+
+
+def test_a_worker_that_does_not_come_back_makes_ping_say_so(start: Start) -> None:
+    running = start("""
+        import os
+        def model_fn(model_dir):
+            os.rename(model_dir + "/weights", model_dir + "/used")
+        def transform_fn(model, body, content_type, accept): os._exit(3)
+    """)
+    # model_fn waits for nobody, so the file must be there before the process gets that far.
+    (running.base / "model" / "weights").touch()
+    running.ready()
+    failed = running.invoke()
+    assert failed.status_code == 500
+    assert "ended with exit code 3" in failed.text
+    while "FileNotFoundError" not in running.event("worker died")["error"]:
+        pass
+    ping = running.client.get("/ping")
+    assert ping.status_code == 503
+    assert "is being replaced" in ping.text
+
+
+def test_a_caller_that_hangs_up_is_not_worked_for(start: Start) -> None:
+    running = start(MOODY).ready()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.invoke, b'"wait"')
+        with running.open_gate():
+            with socket.create_connection(("127.0.0.1", running.port), DEADLINE_SECONDS) as raw:
+                raw.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1")
+                running.metric("windlass_queue_length 1")
+            gone = running.event("request", status=499)
+        assert first.result(DEADLINE_SECONDS).status_code == 200
+    assert gone["batch"] == 0
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"x_windlass_timeout_ms": "300"}, {"x_amzn_sagemaker_custom_attributes": "trace=1, timeout-ms=300"}],
+)
+def test_a_caller_may_want_its_answer_sooner(start: Start, header: dict[str, str]) -> None:
+    running = start(GATED).ready()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(running.invoke, b"1", **header)
+        with running.open_gate():
+            reply = late.result(DEADLINE_SECONDS)
+    assert (reply.status_code, reply.text) == (504, "the model did not answer within 0.3 s.\n")
+    assert running.invoke(x_windlass_timeout_ms="soon").status_code == 400
+
+
+def test_streams_come_as_they_are_made(start: Start) -> None:
+    running = start("""
+        def model_fn(model_dir): return model_dir + "/gate"
+        def transform_fn(model, body, content_type, accept):
+            def parts():
+                yield "first"
+                open(model).close()
+                yield {"second": 2}
+                if body == "[9]":
+                    raise ValueError("half-way")
+            return parts(), "text/event-stream"
+    """).ready()
+    kind = {"content-type": "application/json"}
+    with running.client.stream("POST", "/invocations", content=b"[1]", headers=kind) as reply:
+        assert reply.headers["content-type"] == "text/event-stream"
+        parts = reply.iter_raw()
+        assert next(parts) == b"first"
+        running.open_gate().close()
+        assert b"".join(parts) == b'{"second": 2}\n'
+    with (
+        running.client.stream("POST", "/invocations", content=b"[9]", headers=kind) as broken,
+        pytest.raises(httpx.RemoteProtocolError),
+    ):
+        for part in broken.iter_raw():
+            if part == b"first":
+                running.open_gate().close()
+    assert running.event("request", status=200)
+
+
+def test_a_stream_whose_caller_is_gone_is_stopped(start: Start) -> None:
+    running = start("""
+        import itertools
+        def model_fn(model_dir): return None
+        def transform_fn(model, body, content_type, accept):
+            return (b"x" * 1000 for _ in itertools.count()) if body == "1" else "free"
+    """).ready()
+    with running.client.stream(
+        "POST", "/invocations", content=b"1", headers={"content-type": "application/json"}
+    ) as endless:
+        assert next(endless.iter_raw())
+    assert running.invoke(b"2").text == "free"
+
+
+def test_a_large_answer_comes_whole(start: Start) -> None:
+    running = start(
+        """
+        def model_fn(model_dir): return None
+        def transform_fn(model, body, content_type, accept): return bytes(10_000_000)
+        """
+    ).ready()
+    assert len(running.invoke().content) == 10_000_000
 
 
 # --- stopping
