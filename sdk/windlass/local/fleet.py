@@ -28,7 +28,7 @@ from typing import Protocol, TypeVar
 
 from windlass.local.containers import FetchFailed
 from windlass.local.logs import follow
-from windlass.local.processes import Child, Keeper
+from windlass.local.processes import BASE, Child, Container, Keeper
 
 log = logging.getLogger(__name__)
 
@@ -143,17 +143,20 @@ class Instance:
     def launch(self) -> None:
         """Start the process. It is not healthy yet."""
         self._port = _free_port()
+        base = self._keeper.base(self.folder)
         reading, writing = os.pipe()
         environment = {
-            # There is no /opt/ml here, so a variable that points into it is pointed into the instance's own folder.
-            **{name: _moved(value, self.folder) for name, value in self.spec.environment.items()},
-            "SAGEMAKER_BASE_DIR": str(self.folder),
+            # Where there is no /opt/ml, a variable that points into it is pointed into the instance's own folder.
+            **{name: _moved(value, base) for name, value in self.spec.environment.items()},
+            "SAGEMAKER_BASE_DIR": str(base),
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
-            "SM_MODEL_DIR": str(self.folder / "model"),
+            "SM_MODEL_DIR": str(base / "model"),
             "WINDLASS_BIND_HOST": "127.0.0.1",  # nobody else may reach it, as on AWS
         }
         try:
-            child = self._keeper.start(self.spec.command, env=environment, cwd=self.folder, output=writing)
+            child = self._keeper.start(
+                self.spec.command, env=environment, cwd=base, output=writing, container=Container(self.folder)
+            )
         except OSError:
             os.close(reading)
             raise
@@ -546,10 +549,10 @@ def _pick(choices: Sequence[tuple[T, float]], point: float) -> T:
     return next(choice for choice, weight in reversed(choices) if weight > 0)
 
 
-def _moved(value: str, folder: Path) -> str:
-    """A path in ``/opt/ml`` as the same path in an instance's folder; any other value as it is."""
-    inside = value == "/opt/ml" or value.startswith("/opt/ml/")
-    return f"{folder}{value.removeprefix('/opt/ml')}" if inside else value
+def _moved(value: str, base: Path) -> str:
+    """A path in ``/opt/ml`` as the same path in what stands for it; any other value as it is."""
+    inside = value == str(BASE) or value.startswith(f"{BASE}/")
+    return f"{base}{value.removeprefix(str(BASE))}" if inside else value
 
 
 def _free_port() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.local.identity import IDENTITY, living
 from windlass.local.containers import FetchFailed
 from windlass.local.fleet import (
     Fleet,
@@ -41,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(30)
         if body == b"bad":
             self.answer(400, b"wrong shape")
-        self.answer(200, str(os.getpid()).encode())
+        self.answer(200, IDENTITY.encode())
     def answer(self, status, body):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -51,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 print("serving", os.environ["SAGEMAKER_BASE_DIR"], flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
-"""
+""".replace("IDENTITY", f"({IDENTITY})")
 
 
 class Streams:
@@ -148,11 +149,11 @@ def test_every_instance_is_a_process_with_its_own_model_and_log(make_fleet: Make
 def test_stopping_ends_the_processes_and_removes_the_folder(make_fleet: MakeFleet) -> None:
     fleet = make_fleet()
     fleet.start()
-    pid = int(ask(fleet))
+    identity = ask(fleet)
 
     fleet.stop()
 
-    assert not Path(f"/proc/{pid}").exists()
+    assert not living(identity)
     assert not fleet.folder.exists()
     with pytest.raises(NoCapacity):
         fleet.acquire("main")
