@@ -17,6 +17,7 @@ from moto.core.base_backend import BackendDict
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 
+from tests.unit.local.identity import IDENTITY, living
 from windlass.local import jobs, storage
 from windlass.local.clock import SystemClock
 from windlass.local.cloud import ACCOUNT
@@ -39,6 +40,17 @@ class Metrics:
         self.points.append((namespace, name, dict(dimensions), value))
 
 
+class Events:
+    """An event bus that remembers what it is given."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def put(self, region: str, event: dict[str, Any]) -> str:
+        self.events.append(event)
+        return "id"
+
+
 class SmallCloud:
     """As much of a cloud as training needs."""
 
@@ -47,6 +59,7 @@ class SmallCloud:
         self.clock = SystemClock()
         self.keeper = Keeper()
         self.metrics = Metrics()
+        self.events = Events()
 
     def process_environment(self, region: str) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
@@ -130,14 +143,14 @@ def test_jobs_beyond_the_slots_wait_as_starting_and_can_be_stopped_there(trainin
 
 
 def test_reset_ends_every_child_and_forgets_the_jobs(training: TrainingJobs) -> None:
-    training.create(REGION, request("running", "import os, time; print('pid', os.getpid()); time.sleep(600)"))
+    training.create(REGION, request("running", f"import time; print({IDENTITY}); time.sleep(600)"))
     until(lambda: bool(logged("running")))
-    pid = int(logged("running")[0].split()[1])
+    [identity] = logged("running")
+    assert living(identity)
 
     training.reset()
 
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert not living(identity)
     with pytest.raises(Fault, match="not found"):
         training.describe(REGION, "running")
     training.create(REGION, request("running", "print('again')"))
