@@ -13,6 +13,7 @@ installed into the environment that the local cloud itself runs in, not even by 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -25,12 +26,23 @@ import threading
 import venv
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from windlass.local.logs import follow
 from windlass.local.processes import Keeper
 
 COMPLETE = ".complete"
+
+# sh and Python at once: a first line cannot name an interpreter whose path is long or has spaces.
+_DISPATCHER = """#!/bin/sh
+'''exec' '{python}' "$0" "$@"
+'''
+import pathlib, sys
+from importlib.metadata import entry_points
+found = entry_points(group="console_scripts", name=pathlib.Path(sys.argv[0]).name)
+sys.exit(next(iter(found)).load()())
+"""
 
 
 class RequirementsFailed(Exception):
@@ -115,12 +127,12 @@ def overlay(folder: Path, layers: Sequence[Path]) -> None:
     # addsitedir also reads their .pth files: editable installs, this very package's perhaps, are found through those.
     lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in below)
     (_packages(folder) / "layers.pth").write_text(lines, encoding="utf-8")
-    pip = folder / "bin" / "pip"
-    pip.write_text(
-        f"#!/bin/sh\nexec '{folder / 'bin' / 'python'}' -m pip --disable-pip-version-check \"$@\"\n", encoding="utf-8"
-    )
-    pip.chmod(0o755)
-    (folder / "bin" / "pip3").symlink_to("pip")
+    # Programs such as torchrun must run in this environment too; the installed ones name their own interpreter.
+    dispatcher = folder / "bin" / ".program"
+    dispatcher.write_text(_DISPATCHER.format(python=folder / "bin" / "python"), encoding="utf-8")
+    dispatcher.chmod(0o755)
+    for name in _programs():
+        (folder / "bin" / name).symlink_to(dispatcher.name)
 
 
 def variables(layers: Sequence[Path], environment: Mapping[str, str]) -> dict[str, str]:
@@ -142,6 +154,14 @@ def _packages(environment: Path) -> Path:
 def _own_packages() -> list[str]:
     own = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     return [path for path in own if Path(path).is_dir()]
+
+
+@functools.cache
+def _programs() -> list[str]:
+    """The console scripts of all packages that this interpreter sees."""
+    interpreter = re.compile(r"python[\d.]*")
+    names = {entry.name for entry in metadata.entry_points(group="console_scripts")}
+    return sorted(name for name in names if "/" not in name and not interpreter.fullmatch(name))
 
 
 def _asks(requirements: Path) -> bool:
