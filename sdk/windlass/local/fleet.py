@@ -26,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from windlass.local import environments
 from windlass.local.containers import FetchFailed
+from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.logs import follow
 from windlass.local.processes import BASE, Child, Container, Keeper
 
@@ -83,6 +85,7 @@ class VariantSpec:
         fetch: puts the model's files into a folder; raises :class:`containers.FetchFailed`.
         environment: the whole environment of the process but for the contract's own variables.
         startup_timeout_seconds: ContainerStartupHealthCheckTimeoutInSeconds.
+        layers: installs what the requirements.txt of the model's code asks for.
     """
 
     name: str
@@ -93,6 +96,7 @@ class VariantSpec:
     fetch: Callable[[Path], None]
     environment: Mapping[str, str] = field(default_factory=dict)
     startup_timeout_seconds: float = 240.0
+    layers: Environments | None = None
     command: Sequence[str] = (sys.executable, "-m", "windlass.runtime.server")
 
 
@@ -113,6 +117,7 @@ class Instance:
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
         self._reader: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._layer: list[Path] = []
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
         self._pool = threading.Lock()
 
@@ -140,6 +145,22 @@ class Instance:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
+    def install(self, abort: Callable[[], str | None] = lambda: None) -> None:
+        """What the model's code requires, into a layer over this interpreter's packages.
+
+        Raises:
+            FleetFailed: it cannot be installed, or ``abort`` gave a reason.
+        """
+        requirements = self.folder / "model" / "code" / "requirements.txt"
+        if self.spec.layers is None:
+            return
+        try:
+            layer = self.spec.layers.layer(requirements, say=self._log.write, cancelled=lambda: abort() is not None)
+        except RequirementsFailed as error:
+            head = f"The requirements.txt of the model for production variant {self.spec.name} cannot be installed:"
+            raise FleetFailed(abort() or f"{head}\n{error}"[:FAILURE_REASON_LENGTH]) from error
+        self._layer = [layer] if layer else []
+
     def launch(self) -> None:
         """Start the process. It is not healthy yet."""
         self._port = _free_port()
@@ -153,9 +174,13 @@ class Instance:
             "SM_MODEL_DIR": str(base / "model"),
             "WINDLASS_BIND_HOST": "127.0.0.1",  # nobody else may reach it, as on AWS
         }
+        environment |= environments.variables(self._layer, environment)
+        program, *arguments = self.spec.command
+        if program == sys.executable:
+            program = environments.python(self._layer)
         try:
             child = self._keeper.start(
-                self.spec.command, env=environment, cwd=base, output=writing, container=Container(self.folder)
+                [program, *arguments], env=environment, cwd=base, output=writing, container=Container(self.folder)
             )
         except OSError:
             os.close(reading)
@@ -425,6 +450,7 @@ class Fleet:
                 model.mkdir(parents=True)
                 try:
                     instance.spec.fetch(model)
+                    instance.install(abort)
                     instance.launch()
                 except FetchFailed as error:
                     raise FleetFailed(str(error)) from error

@@ -742,8 +742,8 @@ class TrainingJobs:
     def _beyond(self, job: TrainingJob, volumes: Sequence[Volume]) -> str:
         """FailureReason of a job that uses more than it may; nothing if it does not."""
         for host, volume in zip(job.hosts, volumes, strict=True):
-            if used := volume.overfull():
-                return f"ClientError: {_full(job, host, used)}"
+            if filled := volume.overfull():
+                return f"ClientError: {_full(job, host, filled)}"
             limit = self._memory_bytes or quotas.memory_bytes(host.instance_type) or 0
             pid = host.child.pid if host.child and host.child.poll() is None else 0
             if limit and pid and quotas.memory_bound(pid) > limit and (used := quotas.memory_used(pid)) > limit:
