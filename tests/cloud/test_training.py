@@ -478,7 +478,7 @@ def test_a_channel_that_cannot_be_is_refused_by_name(rig: Rig, changes: dict[str
 def test_more_hosts_than_the_limit_are_refused_with_awss_code(rig: Rig) -> None:
     resources = {"InstanceType": "ml.m5.large", "InstanceCount": 65, "VolumeSizeInGB": 1}
 
-    with pytest.raises(ClientError, match="'ml.m5.large for training job usage' is 64 Instances") as refused:
+    with pytest.raises(ClientError, match=r"'ml\.m5\.large for training job usage' is 64 Instances") as refused:
         start(rig, "", ResourceConfig=resources)
 
     assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"

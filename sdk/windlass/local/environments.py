@@ -189,12 +189,15 @@ def _digest(requirements: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _pip_environment() -> dict[str, str]:
-    """pip's own settings and proxies of the user; nothing that leads it to another environment."""
-    kept = re.compile(
-        r"PIP_(?!TARGET|PREFIX|USER|ROOT)|.*_proxy$|SSL_CERT|REQUESTS_CA|PATH$|HOME$|LANG$|TMPDIR$|XDG_", re.I
-    )
+def pip_settings() -> dict[str, str]:
+    """The user's own settings of pip (its index, say), but for those that would lead it to another environment."""
+    kept = re.compile(r"PIP_(?!TARGET|PREFIX|USER|ROOT|PYTHON|REQUIRE)")
     return {name: value for name, value in os.environ.items() if kept.match(name)}
+
+
+def _pip_environment() -> dict[str, str]:
+    kept = re.compile(r".*_proxy$|SSL_CERT|REQUESTS_CA|PATH$|HOME$|LANG$|TMPDIR$|XDG_", re.IGNORECASE)
+    return pip_settings() | {name: value for name, value in os.environ.items() if kept.match(name)}
 
 
 def _user_cache() -> Path:

@@ -122,6 +122,7 @@ class TrainingJob:
         capacity_at: when there are spot instances again, in time.monotonic() seconds.
         kill_at: when those that ignore SIGTERM get SIGKILL, in time.monotonic() seconds.
         news: set whenever whoever oversees the hosts should look.
+        patience: runs until MaxWaitTimeInSeconds is up.
         number: given to each job in turn: the hosts' addresses derive from it.
     """
 
@@ -148,6 +149,7 @@ class TrainingJob:
     hosts: list[Host] = field(default_factory=list)
     number: int = 0
     port: int = cluster.MASTER_PORT
+    patience: threading.Timer | None = None
 
     @property
     def name(self) -> str:
@@ -255,7 +257,7 @@ class TrainingJobs:
             self._waiting.append(job)
             self._dispatch()
         if job.wait_limit < math.inf:
-            _later(job.wait_limit, lambda: self._out_of_patience(job))
+            job.patience = _later(job.wait_limit, lambda: self._out_of_patience(job))
         return job.arn
 
     def describe(self, region: str, name: str) -> dict[str, Any]:
@@ -621,7 +623,10 @@ class TrainingJobs:
         """Run every host to its end. Raises _Failed, _Stopped."""
         if not self._cloud.keeper.isolation and not self._said_bare:
             self._said_bare = True
-            said = f"This machine allows no namespaces: /opt/ml is {job.hosts[0].folder} here. Read the SM_* variables."
+            said = (
+                f"This machine allows no namespaces: /opt/ml is {job.hosts[0].folder} here, and hosts find each other at"
+                " 127.0.0.1, not by name. Read the SM_* variables."
+            )
             log.warning(said)
             streams[job.hosts[0].name].write(said)
         readers: deque[threading.Thread] = deque()
@@ -648,8 +653,8 @@ class TrainingJobs:
         own = job.folder / f"env-{host.name}"
         environments.overlay(own, layers)
         stack = [own, *layers]
-        environment = self._environment(job, base) | environments.variables(stack, self._path(job))
-        environment |= dict(job.request.get("Environment") or {})
+        environment = self._environment(job, base)
+        environment |= environments.variables(stack, environment) | dict(job.request.get("Environment") or {})
         command = _command(job, environments.python(stack))
         reading, writing = os.pipe()
         try:
@@ -803,6 +808,8 @@ class TrainingJobs:
             job.status = status
             self._move(job, secondary)
             job.transitions[-1]["EndTime"] = job.modified
+            if job.patience:
+                job.patience.cancel()
 
     def _move(self, job: TrainingJob, secondary: str) -> None:
         now = self._now()
@@ -820,12 +827,10 @@ class TrainingJobs:
             },
         )
 
-    def _path(self, job: TrainingJob) -> dict[str, str]:
-        return self._cloud.process_environment(job.region)
-
     def _environment(self, job: TrainingJob, base: Path) -> dict[str, str]:
         return {
             **self._cloud.process_environment(job.region),
+            **environments.pip_settings(),
             "TRAINING_JOB_NAME": job.name,
             "TRAINING_JOB_ARN": job.arn,
             "SAGEMAKER_BASE_DIR": str(base),
@@ -932,10 +937,11 @@ def _merged(folders: Sequence[Path], into: Path) -> Path:
     return into
 
 
-def _later(seconds: float, do: Callable[[], None]) -> None:
+def _later(seconds: float, do: Callable[[], None]) -> threading.Timer:
     timer = threading.Timer(seconds, do)
     timer.daemon = True
     timer.start()
+    return timer
 
 
 def _in_event(value: Any) -> Any:

@@ -156,7 +156,7 @@ class Keeper:
                 os.setsid()
                 prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 os.close(told)
-                if not reader_lives(telling):  # the keeper died between fork and prctl
+                if LINUX and not reader_lives(telling):  # the keeper died between fork and prctl
                     os._exit(1)
                 if inside:
                     namespaces.enter(self.isolation, container, uid, gid)

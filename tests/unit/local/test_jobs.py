@@ -267,7 +267,7 @@ class TestLimits:
 
     def test_memory_that_workers_share_counts_once(self, cloud: SmallCloud) -> None:
         script = (
-            "import os, time\nshared = bytearray(os.urandom(1) * 100_000_000)\n"
+            "import os, time\nshared = bytearray(b'x') * 100_000_000\n"
             "pids = [os.fork() for _ in range(1)]\nif pids[0]: pids.append(os.fork())\n"
             "if all(pids):\n    time.sleep(1)\n    print('done')\nelse:\n    time.sleep(600)\n"
         )
@@ -351,6 +351,20 @@ def test_without_namespaces_the_variables_lead_to_the_folders_and_it_is_said_onc
     assert said.startswith("This machine allows no namespaces: /opt/ml is ")
     assert where == str(cloud.state / "jobs" / REGION / "bare" / "algo-1" / "model")
     assert len(logged("again")) == 1
+    training.close()
+
+
+def test_without_namespaces_several_hosts_meet_at_the_loopback_address(cloud: SmallCloud) -> None:
+    cloud.keeper.close()
+    cloud.keeper = Keeper(isolation="")
+    training = TrainingJobs(cloud, slots=1)  # type: ignore[arg-type]
+    script = "import os; print(os.environ['SM_CURRENT_HOST'], os.environ['SM_MASTER_ADDR'])"
+    resources = {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1}
+
+    training.create(REGION, request("bare", script, ResourceConfig=resources))
+
+    assert training.wait(REGION, "bare", 20) == "Completed"
+    assert {"algo-1 127.0.0.1", "algo-2 127.0.0.1"} <= set(logged("bare"))
     training.close()
 
 
