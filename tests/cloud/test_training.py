@@ -289,8 +289,11 @@ def test_a_failure_says_what_the_script_said(rig: Rig, case: str) -> None:
         ({"sagemaker_submit_directory": "/opt/ml/code"}, {}, ["must be an s3:// URI"]),
         (
             {},
-            {"requirements.txt": "# comment\nboto3\nno-such-package-here>=2\nboto3==0.1 # old\n"},
-            ["no-such-package-here>=2 (not installed)", "boto3==0.1", "is installed)"],
+            {"requirements.txt": "# comment\n--no-index\nboto3\nno-such-package-here>=2\n"},
+            [
+                "AlgorithmError: InstallRequirementsError",
+                "ERROR: No matching distribution found for no-such-package-here>=2",
+            ],
         ),
     ],
 )
@@ -376,9 +379,20 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"ResourceConfig": {"InstanceType": "ml.m5.gigantic", "InstanceCount": 1, "VolumeSizeInGB": 1}},
         "'ml.m5.gigantic' at 'resourceConfig.instanceType' failed to satisfy constraint: Member must satisfy enum value set",
     ),
-    "two instances": (
-        {"ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1}},
-        "does not implement training on more than one instance",
+    "no instance type": (
+        {"ResourceConfig": {"InstanceCount": 1, "VolumeSizeInGB": 1}},
+        "ResourceConfig.InstanceType must be given",
+    ),
+    "instance groups beside an instance type": (
+        {
+            "ResourceConfig": {
+                "InstanceType": "ml.m5.large",
+                "InstanceCount": 1,
+                "VolumeSizeInGB": 1,
+                "InstanceGroups": [{"InstanceType": "ml.m5.large", "InstanceCount": 1, "InstanceGroupName": "a"}],
+            }
+        },
+        "cannot be given together",
     ),
     "no such bucket": ({"InputDataConfig": channel("s3://no-such-bucket-here/x")}, "No S3 objects found under S3 URL"),
     "no such output bucket": (
@@ -406,8 +420,26 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "Invalid regex",
     ),
-    "checkpoints": ({"CheckpointConfig": {"S3Uri": "s3://x/y"}}, "does not implement CheckpointConfig"),
-    "spot": ({"EnableManagedSpotTraining": True}, "does not implement EnableManagedSpotTraining"),
+    "checkpoints without a bucket": (
+        {"CheckpointConfig": {"S3Uri": "s3://no-such-bucket-here/y"}},
+        "bucket of CheckpointConfig.S3Uri 's3://no-such-bucket-here/y' does not exist",
+    ),
+    "spot without a longest wait": (
+        {"EnableManagedSpotTraining": True},
+        "Invalid MaxWaitTimeInSeconds. It must be present",
+    ),
+    "a wait shorter than the run": (
+        {
+            "EnableManagedSpotTraining": True,
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 59},
+        },
+        "must be greater than or equal to MaxRuntimeInSeconds (59 < 60)",
+    ),
+    "a wait without spot": (
+        {"StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60}},
+        "must not be present when EnableManagedSpotTraining is false",
+    ),
+    "network isolation": ({"EnableNetworkIsolation": True}, "does not implement EnableNetworkIsolation"),
 }
 
 
@@ -427,17 +459,29 @@ def test_a_wrong_request_is_refused_as_aws_does(rig: Rig, case: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": {"S3DataType": "ManifestFile"}}, "S3DataType ManifestFile of channel 'training'"),
-        ({"source": {"S3DataDistributionType": "ShardedByS3Key"}}, "ShardedByS3Key"),
-        ({"InputMode": "Pipe"}, "TrainingInputMode Pipe"),
-        ({"CompressionType": "Gzip"}, "CompressionType Gzip"),
+        (
+            {"source": {"S3DataType": "AugmentedManifestFile"}},
+            "does not implement S3DataType AugmentedManifestFile of channel 'training'",
+        ),
+        ({"RecordWrapperType": "RecordIO", "InputMode": "Pipe"}, "does not implement RecordWrapperType RecordIO"),
+        ({"CompressionType": "Gzip"}, "CompressionType Gzip of channel 'training' is used in Pipe mode only"),
+        ({"source": {"InstanceGroupNames": ["gpu"]}}, r"Unknown InstanceGroupNames \['gpu'\]"),
     ],
 )
-def test_a_channel_that_is_not_implemented_is_refused_by_name(rig: Rig, changes: dict[str, Any], message: str) -> None:
+def test_a_channel_that_cannot_be_is_refused_by_name(rig: Rig, changes: dict[str, Any], message: str) -> None:
     uri = rig.upload("refused/data.csv", b"1")
 
-    with pytest.raises(ClientError, match=f"does not implement .*{message}"):
+    with pytest.raises(ClientError, match=message):
         start(rig, "", InputDataConfig=channel(uri, **changes))
+
+
+def test_more_hosts_than_the_limit_are_refused_with_awss_code(rig: Rig) -> None:
+    resources = {"InstanceType": "ml.m5.large", "InstanceCount": 65, "VolumeSizeInGB": 1}
+
+    with pytest.raises(ClientError, match=r"'ml\.m5\.large for training job usage' is 64 Instances") as refused:
+        start(rig, "", ResourceConfig=resources)
+
+    assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"
 
 
 def test_a_name_is_used_once(rig: Rig) -> None:

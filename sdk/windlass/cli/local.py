@@ -1,4 +1,4 @@
-"""Commands for the local cloud: up, down, run, status."""
+"""Commands for the local cloud: up, down, run, status, interrupt."""
 
 from __future__ import annotations
 
@@ -59,6 +59,25 @@ def status_(state: State = _STATE) -> None:
         )
     show.noun(cloud)
     show.hint("windlass local down")
+
+
+@app.command()
+def interrupt(
+    job: Annotated[str, typer.Argument(help="The training job's name.")],
+    state: State = _STATE,
+    capacity_after: Annotated[
+        float, typer.Option("--capacity-after", help="Seconds until there are spot instances again.")
+    ] = 0.0,
+) -> None:
+    """Take a spot training job's instances away: it resumes from its checkpoint."""
+    cloud = _server().find(state)
+    if cloud is None:
+        raise NotFound(
+            f"none runs on the state folder {state}", where="windlass local interrupt", hint="windlass local up"
+        )
+    cloud.interrupt(job, capacity_after_seconds=capacity_after)
+    show.say(f"Training job {job} is being interrupted.")
+    show.hint("windlass local status")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

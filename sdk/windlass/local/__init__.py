@@ -15,6 +15,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -167,6 +170,26 @@ class LocalCloud:
             if not self._gone(STOP_TIMEOUT_SECONDS):
                 raise LocalCloudError(f"process {self.pid} does not end", where="Ending the local cloud")
         self._forget()
+
+    def interrupt(self, training_job: str, *, capacity_after_seconds: float = 0.0) -> None:
+        """Take a training job's spot instances away, as AWS does when it needs them itself.
+
+        Args:
+            training_job: the name of a job with EnableManagedSpotTraining, while it is Training.
+            capacity_after_seconds: when there are instances again; the job waits as Starting until then.
+
+        Raises:
+            InvalidInput: there is no such job, or it cannot be interrupted now.
+        """
+        query = urllib.parse.urlencode({"capacity_after_seconds": capacity_after_seconds})
+        path = f"_windlass/training-jobs/{urllib.parse.quote(training_job, safe='')}/interrupt?{query}"
+        request = urllib.request.Request(f"{self.url}/{path}", method="POST", data=b"")  # noqa: S310  (its own URL)
+        try:
+            urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+        except urllib.error.HTTPError as error:
+            with error:
+                message = str(json.load(error)["message"])
+            raise InvalidInput(message, where=f"Interrupting training job '{training_job}'") from error
 
     def _signal(self, signum: int) -> None:
         if self._process:

@@ -26,9 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from windlass.local import environments
 from windlass.local.containers import FetchFailed
+from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.logs import follow
-from windlass.local.processes import Child, Keeper
+from windlass.local.processes import BASE, Child, Container, Keeper
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,7 @@ class VariantSpec:
         fetch: puts the model's files into a folder; raises :class:`containers.FetchFailed`.
         environment: the whole environment of the process but for the contract's own variables.
         startup_timeout_seconds: ContainerStartupHealthCheckTimeoutInSeconds.
+        layers: installs what the requirements.txt of the model's code asks for.
     """
 
     name: str
@@ -93,6 +96,7 @@ class VariantSpec:
     fetch: Callable[[Path], None]
     environment: Mapping[str, str] = field(default_factory=dict)
     startup_timeout_seconds: float = 240.0
+    layers: Environments | None = None
     command: Sequence[str] = (sys.executable, "-m", "windlass.runtime.server")
 
 
@@ -113,6 +117,7 @@ class Instance:
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
         self._reader: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._layer: list[Path] = []
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
         self._pool = threading.Lock()
 
@@ -140,20 +145,43 @@ class Instance:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
+    def install(self, abort: Callable[[], str | None] = lambda: None) -> None:
+        """What the model's code requires, into a layer over this interpreter's packages.
+
+        Raises:
+            FleetFailed: it cannot be installed, or ``abort`` gave a reason.
+        """
+        requirements = self.folder / "model" / "code" / "requirements.txt"
+        if self.spec.layers is None:
+            return
+        try:
+            layer = self.spec.layers.layer(requirements, say=self._log.write, cancelled=lambda: abort() is not None)
+        except RequirementsFailed as error:
+            head = f"The requirements.txt of the model for production variant {self.spec.name} cannot be installed:"
+            raise FleetFailed(abort() or f"{head}\n{error}"[:FAILURE_REASON_LENGTH]) from error
+        self._layer = [layer] if layer else []
+
     def launch(self) -> None:
         """Start the process. It is not healthy yet."""
         self._port = _free_port()
+        base = self._keeper.base(self.folder)
         reading, writing = os.pipe()
         environment = {
-            # There is no /opt/ml here, so a variable that points into it is pointed into the instance's own folder.
-            **{name: _moved(value, self.folder) for name, value in self.spec.environment.items()},
-            "SAGEMAKER_BASE_DIR": str(self.folder),
+            # Where there is no /opt/ml, a variable that points into it is pointed into the instance's own folder.
+            **{name: _moved(value, base) for name, value in self.spec.environment.items()},
+            "SAGEMAKER_BASE_DIR": str(base),
             "SAGEMAKER_BIND_TO_PORT": str(self._port),
-            "SM_MODEL_DIR": str(self.folder / "model"),
+            "SM_MODEL_DIR": str(base / "model"),
             "WINDLASS_BIND_HOST": "127.0.0.1",  # nobody else may reach it, as on AWS
         }
+        environment |= environments.variables(self._layer, environment)
+        program, *arguments = self.spec.command
+        if program == sys.executable:
+            program = environments.python(self._layer)
         try:
-            child = self._keeper.start(self.spec.command, env=environment, cwd=self.folder, output=writing)
+            child = self._keeper.start(
+                [program, *arguments], env=environment, cwd=base, output=writing, container=Container(self.folder)
+            )
         except OSError:
             os.close(reading)
             raise
@@ -421,6 +449,7 @@ class Fleet:
                 model = instance.folder / "model"
                 model.mkdir(parents=True)
                 instance.spec.fetch(model)
+                instance.install(abort)
                 instance.launch()
                 if reason := abort():
                     raise FleetFailed(reason)
@@ -555,10 +584,10 @@ def _pick(choices: Sequence[tuple[T, float]], point: float) -> T:
     return next(choice for choice, weight in reversed(choices) if weight > 0)
 
 
-def _moved(value: str, folder: Path) -> str:
-    """A path in ``/opt/ml`` as the same path in an instance's folder; any other value as it is."""
-    inside = value == "/opt/ml" or value.startswith("/opt/ml/")
-    return f"{folder}{value.removeprefix('/opt/ml')}" if inside else value
+def _moved(value: str, base: Path) -> str:
+    """A path in ``/opt/ml`` as the same path in what stands for it; any other value as it is."""
+    inside = value == str(BASE) or value.startswith(f"{BASE}/")
+    return f"{base}{value.removeprefix(str(BASE))}" if inside else value
 
 
 def _free_port() -> int:

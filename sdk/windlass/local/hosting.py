@@ -24,6 +24,7 @@ from windlass.local import cloud as clouds
 from windlass.local import containers, listing, storage
 from windlass.local.capture import Capture
 from windlass.local.dataplane import LOG_GROUP, DataPlane
+from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.fleet import FAILURE_REASON_LENGTH, Fleet, FleetFailed, Router, VariantSpec
 from windlass.local.logs import LogStream
@@ -489,6 +490,7 @@ class Hosting:
                         **model.container.get("Environment", {}),
                     },
                     startup_timeout_seconds=variant.get("ContainerStartupHealthCheckTimeoutInSeconds", 240),
+                    layers=Environments(self._cloud.keeper),
                 )
             )
         fleet = Fleet(

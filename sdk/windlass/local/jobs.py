@@ -2,9 +2,11 @@
 
     jobs.create("us-east-1", request)        # validates as AWS does, returns the ARN, works on in a thread
     jobs.describe("us-east-1", "digits")     # DescribeTrainingJob's answer
+    jobs.interrupt("digits")                 # what the loss of spot capacity is on AWS
 
-A job's folder stands for ``/opt/ml``: its channels are downloaded there, ``runtime/training.py`` (or the given
-ContainerEntrypoint) runs below it, and what it leaves there goes to S3.
+Each host of a job has a folder that is its ``/opt/ml``: channels are downloaded there, ``runtime/training.py`` (or the given
+ContainerEntrypoint) runs in a container around it, and what is left there goes to S3. What AWS refuses stands in
+`training_request.py`, the hosts in `cluster.py`, data in `channels.py`, what a script may import in `environments.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tarfile
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,12 +33,17 @@ from moto.core.responses import ActionResult, EmptyResult
 
 from windlass import artifact
 from windlass.errors import CorruptArtifact
+from windlass.local import channels, cluster, environments, quotas, storage, training_request
 from windlass.local import cloud as clouds
-from windlass.local import storage
+from windlass.local.channels import Pipe, Unreadable
+from windlass.local.checkpoints import Checkpoints
+from windlass.local.cluster import Host
+from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.faults import Fault
 from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
-from windlass.local.processes import Child
+from windlass.local.processes import Container
+from windlass.local.quotas import Volume
 
 if TYPE_CHECKING:
     from windlass.local.cloud import Cloud
@@ -46,7 +53,13 @@ log = logging.getLogger(__name__)
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 METRIC_NAMESPACE = "/aws/sagemaker/TrainingJobs"
 STOP_GRACE_SECONDS = 120.0
-"""Between SIGTERM and SIGKILL: what SageMaker documents for StopTrainingJob."""
+"""Between SIGTERM and SIGKILL: what SageMaker documents for StopTrainingJob, and EC2 for an interruption."""
+
+PEER_GRACE_SECONDS = 5.0
+"""The same, for the hosts of a job whose fate is sealed by another host."""
+
+WATCH_SECONDS = 0.25
+"""How often the limits of a running job are looked at. Its end is noticed at once."""
 
 FAILURE_REASON_CHARACTERS = 1024
 TERMINAL = ("Completed", "Failed", "Stopped")
@@ -56,24 +69,16 @@ MESSAGES = {
     "Starting": "Preparing the instances for training",
     "Downloading": "Downloading input data",
     "Training": "Training image download completed. Training in progress.",
+    "Interrupted": "The job stopped because the managed spot training instances were interrupted.",
     "Stopping": "Stopping the training job",
     "Uploading": "Uploading generated training model",
     "Completed": "Training job completed",
     "Failed": "Training job failed",
     "Stopped": "Training job stopped",
     "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+    "MaxWaitTimeExceeded": "The job stopped because it exceeded the maximum allowed wait time.",
 }
 
-# Members that change what a job does, and that are not done here. Accepting them would be a false success.
-UNSUPPORTED = (
-    "CheckpointConfig",
-    "EnableManagedSpotTraining",
-    "EnableNetworkIsolation",
-    "TensorBoardOutputConfig",
-    "ServerlessJobConfig",
-    "MlflowConfig",
-    "ModelPackageConfig",
-)
 ECHOED = (
     "TrainingJobName",
     "TuningJobArn",
@@ -84,6 +89,7 @@ ECHOED = (
     "ResourceConfig",
     "VpcConfig",
     "StoppingCondition",
+    "CheckpointConfig",
     "DebugHookConfig",
     "DebugRuleConfigurations",
     "ExperimentConfig",
@@ -109,8 +115,16 @@ class TrainingJob:
     """One job, as DescribeTrainingJob knows it, and what runs it.
 
     Attributes:
-        folder: stands for ``/opt/ml``.
+        folder: holds one folder for each host, which is its ``/opt/ml``.
+        trained: seconds that its hosts have been busy, over all interruptions.
+        exceeded: which limit stopped it: a secondary status, or nothing.
         stopping: set by StopTrainingJob, and when its time is up.
+        evicting: set when its spot instances are taken away.
+        capacity_at: when there are spot instances again, in time.monotonic() seconds.
+        kill_at: when those that ignore SIGTERM get SIGKILL, in time.monotonic() seconds.
+        news: set whenever whoever oversees the hosts should look.
+        patience: runs until MaxWaitTimeInSeconds is up.
+        number: given to each job in turn: the hosts' addresses derive from it.
     """
 
     request: Mapping[str, Any]
@@ -123,13 +137,20 @@ class TrainingJob:
     modified: float = 0.0
     started: float | None = None
     ended: float | None = None
+    trained: float = 0.0
     failure: str | None = None
-    overran: bool = False
+    exceeded: str = ""
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=200))
     stopping: threading.Event = field(default_factory=threading.Event)
+    evicting: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
-    child: Child | None = None
+    news: threading.Event = field(default_factory=threading.Event)
+    kill_at: float = math.inf
+    capacity_at: float = 0.0
+    hosts: list[Host] = field(default_factory=list)
+    number: int = 0
+    port: int = cluster.MASTER_PORT
+    patience: threading.Timer | None = None
 
     @property
     def name(self) -> str:
@@ -146,6 +167,30 @@ class TrainingJob:
     @property
     def channels(self) -> list[dict[str, Any]]:
         return list(self.request.get("InputDataConfig") or [])
+
+    @property
+    def algorithm(self) -> Mapping[str, Any]:
+        specification: Mapping[str, Any] = self.request["AlgorithmSpecification"]
+        return specification
+
+    @property
+    def spot(self) -> bool:
+        return bool(self.request.get("EnableManagedSpotTraining"))
+
+    @property
+    def runtime_limit(self) -> float:
+        """MaxRuntimeInSeconds."""
+        condition = self.request.get("StoppingCondition") or {}
+        return float(condition.get("MaxRuntimeInSeconds", training_request.DEFAULT_RUNTIME_SECONDS))
+
+    @property
+    def wait_limit(self) -> float:
+        """MaxWaitTimeInSeconds; no limit for a job that does not run on spot instances."""
+        return float((self.request.get("StoppingCondition") or {}).get("MaxWaitTimeInSeconds", math.inf))
+
+    @property
+    def volume_bytes(self) -> int:
+        return int(self.request["ResourceConfig"].get("VolumeSizeInGB", 1)) * quotas.GIB
 
     @property
     def output(self) -> str:
@@ -165,27 +210,41 @@ class TrainingJob:
 class TrainingJobs:
     """Every training job of one local cloud.
 
-    Attributes:
+    Args:
         slots: how many run at a time; the others wait as Starting.
         stop_grace_seconds: between SIGTERM and SIGKILL.
+        memory_bytes: what each host may use, instead of the memory of its instance type.
+        layers: where requirements are installed.
     """
 
     def __init__(
-        self, cloud: Cloud, *, slots: int | None = None, stop_grace_seconds: float = STOP_GRACE_SECONDS
+        self,
+        cloud: Cloud,
+        *,
+        slots: int | None = None,
+        stop_grace_seconds: float = STOP_GRACE_SECONDS,
+        memory_bytes: int | None = None,
+        layers: Environments | None = None,
     ) -> None:
         self._cloud = cloud
         self.slots = slots or os.cpu_count() or 1
         self.stop_grace_seconds = stop_grace_seconds
         self.on_metric: list[Callable[[str, str, str, float], None]] = []  # region, job, metric, value
+        self._memory_bytes = memory_bytes
+        self._layers = layers or Environments(cloud.keeper)
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
-        self._running = 0
-        self._change = threading.Condition(threading.RLock())
+        self._waiting: deque[TrainingJob] = deque()
+        self._running: set[str] = set()
+        self._ports: set[int] = set()
+        self._created = 0
+        self._change = threading.RLock()
+        self._said_bare = False
 
     # The operations
 
     def create(self, region: str, request: Mapping[str, Any]) -> str:
         """CreateTrainingJob. Returns the ARN; raises AWS's own errors."""
-        self._check(request)
+        training_request.check(request)
         name = request["TrainingJobName"]
         job = TrainingJob(request, region, self._cloud.state / "jobs" / region / name, created=self._now())
         with self._change:
@@ -194,8 +253,13 @@ class TrainingJobs:
                     "ResourceInUse", f"Training job names must be unique within an AWS account and region: {job.arn}"
                 )
             self._jobs[region, name.lower()] = job
+            self._created += 1
+            job.number = self._created
             self._move(job, "Starting")
-        threading.Thread(target=self._run, args=(job,), name=f"job-{name}", daemon=True).start()
+            self._waiting.append(job)
+            self._dispatch()
+        if job.wait_limit < math.inf:
+            job.patience = _later(job.wait_limit, lambda: self._out_of_patience(job))
         return job.arn
 
     def describe(self, region: str, name: str) -> dict[str, Any]:
@@ -221,13 +285,12 @@ class TrainingJobs:
                 ],
                 "EnableNetworkIsolation": False,
                 "EnableInterContainerTrafficEncryption": bool(job.request.get("EnableInterContainerTrafficEncryption")),
-                "EnableManagedSpotTraining": False,
+                "EnableManagedSpotTraining": job.spot,
                 "ProfilingStatus": "Disabled",
             }
             if job.status in TERMINAL:
                 answer["ModelArtifacts"] = {"S3ModelArtifacts": job.artifact if job.status != "Failed" else ""}
-                seconds = math.ceil((job.ended or 0.0) - job.started) if job.started else 0
-                answer["TrainingTimeInSeconds"] = answer["BillableTimeInSeconds"] = seconds or None
+                answer["TrainingTimeInSeconds"] = answer["BillableTimeInSeconds"] = math.ceil(job.trained) or None
             if job.metrics:
                 answer["FinalMetricDataList"] = list(job.metrics.values())
             return answer
@@ -260,11 +323,39 @@ class TrainingJobs:
                     "ValidationException",
                     f"The request was rejected because the training job is in status {job.status}.",
                 )
-            if job.status == "Stopping":
-                return
-            job.status = "Stopping"
-            self._move(job, "Stopping")
-        self._terminate(job)
+            if job.status != "Stopping":
+                self._stop(job)
+
+    def interrupt(self, name: str, *, region: str | None = None, capacity_after_seconds: float = 0.0) -> None:
+        """Take a job's spot instances away: SIGTERM, Interrupted, and from Starting on again when there is capacity.
+
+        Args:
+            region: needed when jobs in two regions have that name.
+            capacity_after_seconds: when there are instances again.
+
+        Raises:
+            Fault: no such job, or it does not run on spot instances at this moment.
+        """
+        with self._change:
+            found = [job for (home, _), job in self._jobs.items() if job.name == name and region in (None, home)]
+            if len(found) != 1:
+                where = f" in {region}" if region else "" if not found else ": give the region, as there are several"
+                raise Fault("ValidationException", f"Requested resource not found: training job '{name}'{where}.")
+            [job] = found
+            if not job.spot:
+                raise Fault(
+                    "ValidationException",
+                    f"The training job '{name}' does not run on spot instances. Create it with EnableManagedSpotTraining and"
+                    " StoppingCondition.MaxWaitTimeInSeconds.",
+                )
+            if job.status != "InProgress" or job.secondary != "Training" or job.evicting.is_set():
+                raise Fault(
+                    "ValidationException",
+                    f"The training job '{name}' is {job.secondary}: only while it is Training can it be interrupted.",
+                )
+            job.capacity_at = time.monotonic() + capacity_after_seconds
+            job.evicting.set()
+            self._terminate(job)
 
     def wait(self, region: str, name: str, timeout: float | None) -> str:
         """The job's status once it is over, or after that many seconds."""
@@ -281,107 +372,81 @@ class TrainingJobs:
     def close(self) -> None:
         """End every job at once."""
         with self._change:
+            self._waiting.clear()
             unfinished = [job for job in self._jobs.values() if not job.done.is_set()]
             for job in unfinished:
-                job.status = "Stopping"
-                job.stopping.set()
-            self._change.notify_all()
-        for job in unfinished:
-            if job.child:
-                job.child.kill()
+                if job.arn not in self._running:
+                    self._give_up(job)
+                else:
+                    job.status, job.kill_at = "Stopping", 0.0
+                    job.stopping.set()
+                    job.news.set()
         for job in unfinished:
             job.done.wait(5.0)
 
-    # Validation beyond the constraints of the service model
+    # Who runs when
 
-    def _check(self, request: Mapping[str, Any]) -> None:
-        for member in UNSUPPORTED:
-            if request.get(member):
-                raise _not_here(member)
-        resources = request["ResourceConfig"]
-        if resources.get("InstanceGroups") or resources.get("InstanceCount", 1) != 1:
-            raise _not_here("training on more than one instance (ResourceConfig.InstanceCount > 1)")
-        if not resources.get("InstanceType"):
-            raise Fault("ValidationException", "ResourceConfig.InstanceType must be given.")
-        algorithm = request["AlgorithmSpecification"]
-        if bool(algorithm.get("TrainingImage")) == bool(algorithm.get("AlgorithmName")):
-            raise Fault("ValidationException", "Exactly one of TrainingImage and AlgorithmName must be given.")
-        program = (request.get("HyperParameters") or {}).get("sagemaker_program")
-        if not algorithm.get("ContainerEntrypoint") and not program:
-            raise Fault(
-                "ValidationException",
-                "The local cloud runs scripts, not what an image starts by itself: give the hyperparameters sagemaker_program"
-                " and sagemaker_submit_directory, or AlgorithmSpecification.ContainerEntrypoint.",
-            )
-        for definition in algorithm.get("MetricDefinitions") or []:
-            try:
-                groups = re.compile(definition["Regex"]).groups
-            except re.error as error:
-                raise Fault(
-                    "ValidationException",
-                    f"Invalid regex '{definition['Regex']}' of metric '{definition['Name']}': {error}",
-                ) from error
-            if not groups:
-                raise Fault(
-                    "ValidationException",
-                    f"The regex '{definition['Regex']}' of metric '{definition['Name']}' has no group to capture its value.",
-                )
-        self._check_data(request)
+    def _dispatch(self) -> None:
+        """Start those that have waited longest, as many as there are slots."""
+        with self._change:
+            while self._waiting and len(self._running) < self.slots:
+                job = self._waiting.popleft()
+                self._running.add(job.arn)
+                threading.Thread(target=self._run, args=(job,), name=f"job-{job.name}", daemon=True).start()
 
-    def _check_data(self, request: Mapping[str, Any]) -> None:
-        names = [channel["ChannelName"] for channel in request.get("InputDataConfig") or []]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise Fault("ValidationException", f"Channel names must be unique, but {sorted(repeated)} are repeated.")
-        for channel in request.get("InputDataConfig") or []:
-            where = f"of channel '{channel['ChannelName']}'"
-            source = channel["DataSource"].get("S3DataSource")
-            if not source:
-                raise _not_here(f"the data source {', '.join(channel['DataSource'])} {where}")
-            if source["S3DataType"] != "S3Prefix":
-                raise _not_here(f"S3DataType {source['S3DataType']} {where}")
-            if source.get("S3DataDistributionType", "FullyReplicated") != "FullyReplicated":
-                raise _not_here(f"S3DataDistributionType {source['S3DataDistributionType']} {where}")
-            mode = channel.get("InputMode") or request["AlgorithmSpecification"].get("TrainingInputMode", "File")
-            if mode != "File":
-                raise _not_here(f"TrainingInputMode {mode} {where}")
-            for member in ("CompressionType", "RecordWrapperType"):
-                if channel.get(member, "None") != "None":
-                    raise _not_here(f"{member} {channel[member]} {where}")
-            if channel.get("ShuffleConfig"):
-                raise _not_here(f"ShuffleConfig {where}")
-            self._check_found(source["S3Uri"], request["RoleArn"])
-        target = request["OutputDataConfig"]["S3OutputPath"]
-        if not target.startswith("s3://") or not storage.bucket_exists(target):
-            raise Fault(
-                "ValidationException", f"The S3 bucket of OutputDataConfig.S3OutputPath '{target}' does not exist."
-            )
+    def _stop(self, job: TrainingJob, exceeded: str = "") -> None:
+        """On to Stopping. A job that only waits has stopped at once."""
+        with self._change:
+            job.exceeded = exceeded
+            job.status = "Stopping"
+            self._move(job, "Stopping")
+            if job.arn in self._running:
+                job.stopping.set()
+                self._terminate(job)
+            else:
+                with contextlib.suppress(ValueError):  # it waits for spot capacity, not for a slot
+                    self._waiting.remove(job)
+                self._give_up(job)
 
-    def _check_found(self, uri: str, role: str) -> None:
-        try:
-            found = storage.keys(_s3(uri))
-        except storage.NoBucket:
-            found = []
-        if not found:
-            raise Fault(
-                "ValidationException",
-                f'No S3 objects found under S3 URL "{uri}" given in input data source. Please ensure that the bucket exists in'
-                f' the selected region, that objects exist under that S3 prefix, and that the role "{role}" has "s3:ListBucket"'
-                f' permissions on bucket "{storage.split(_s3(uri))[0]}".',
-            )
+    def _give_up(self, job: TrainingJob) -> None:
+        job.stopping.set()
+        self._finish(job, "Stopped", job.exceeded or "Stopped")
+        job.done.set()
+
+    def _out_of_patience(self, job: TrainingJob) -> None:
+        with self._change:
+            if job.status == "InProgress" and job.secondary != "Uploading":
+                self._stop(job, "MaxWaitTimeExceeded")
+
+    def _terminate(self, job: TrainingJob) -> None:
+        """SIGTERM now, SIGKILL after the grace period."""
+        with self._change:
+            job.kill_at = time.monotonic() + self.stop_grace_seconds
+            for host in job.hosts:
+                if host.child:
+                    host.child.signal(signal.SIGTERM)
+            job.news.set()
 
     # The life of a job, in its own thread
 
     def _run(self, job: TrainingJob) -> None:
+        began = time.monotonic()
+        evicted = False
         try:
-            with self._slot(job):
-                self._prepare(job)
-                code = self._train(job)
-                self._upload(job, code)
-            final = "MaxRuntimeExceeded" if job.overran else "Stopped" if job.stopping.is_set() else "Completed"
-            self._finish(job, "Completed" if final == "Completed" else "Stopped", final)
+            self._prepare_and_train(job)
+            evicted = job.evicting.is_set() and not job.stopping.is_set()
+            if not evicted:
+                self._upload(job)
+                job.trained += time.monotonic() - began
+                stopped = job.stopping.is_set()
+                self._finish(
+                    job, "Stopped" if stopped else "Completed", job.exceeded or ("Stopped" if stopped else "Completed")
+                )
         except _Stopped:
-            self._finish(job, "Stopped", "Stopped")
+            job.trained += (time.monotonic() - began) if job.started else 0.0
+            self._finish(job, "Stopped", job.exceeded or "Stopped")
         except _Failed as error:
+            job.trained += time.monotonic() - began
             self._finish(job, "Failed", "Failed", str(error))
         except Exception as error:
             log.exception("The training job %s failed inside the local cloud", job.name)
@@ -391,134 +456,318 @@ class TrainingJobs:
             self._finish(job, "Failed", "Failed", reason)
         finally:
             shutil.rmtree(job.folder, ignore_errors=True)
-            job.done.set()
-
-    @contextlib.contextmanager
-    def _slot(self, job: TrainingJob) -> Iterator[None]:
-        with self._change:
-            self._change.wait_for(lambda: self._running < self.slots or job.stopping.is_set())
-            if job.stopping.is_set():
-                raise _Stopped
-            self._running += 1
-        try:
-            yield
-        finally:
             with self._change:
-                self._running -= 1
-                self._change.notify_all()
+                self._running.discard(job.arn)
+                self._ports.discard(job.port)
+                job.hosts = []
+            if evicted:
+                job.trained += time.monotonic() - began
+                self._restart(job)
+            else:
+                job.done.set()
+            self._dispatch()
 
-    def _prepare(self, job: TrainingJob) -> None:
-        """Lay out what stands for /opt/ml."""
+    def _restart(self, job: TrainingJob) -> None:
+        """After an interruption: back to Starting, and into the queue when there is capacity."""
+
+        def requeue() -> None:
+            with self._change:
+                if not job.done.is_set() and job.status == "InProgress":
+                    self._waiting.append(job)
+                    self._dispatch()
+
         with self._change:
-            job.started = self._now()
-            self._move(job, "Downloading")
-        shutil.rmtree(job.folder, ignore_errors=True)
-        for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
-            (job.folder / folder).mkdir(parents=True)
-        for channel in job.channels:
-            uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-            try:
-                storage.download_prefix(_s3(uri), job.folder / "input" / "data" / channel["ChannelName"])
-            except (storage.Missing, ValueError, OSError) as error:
-                raise _Failed(
-                    f"ClientError: Data download failed for channel '{channel['ChannelName']}': {error}"
-                ) from error
+            if job.status == "Stopping":  # StopTrainingJob came between
+                self._give_up(job)
+                return
+            self._move(job, "Interrupted")
+            self._move(job, "Starting")
+            job.evicting.clear()
+            job.kill_at = math.inf
+        delay = job.capacity_at - time.monotonic()
+        if delay > 0:
+            _later(delay, requeue)
+        else:
+            requeue()
+
+    def _prepare_and_train(self, job: TrainingJob) -> None:
+        """All from Downloading to the end of the last host. Raises _Failed, _Stopped."""
+        with self._change:
             if job.stopping.is_set():
                 raise _Stopped
-        instance = job.request["ResourceConfig"]["InstanceType"]
-        group = {"instance_group_name": "homogeneousCluster", "instance_type": instance, "hosts": ["algo-1"]}
-        config = {
-            "hyperparameters": job.hyperparameters,
-            "inputdataconfig": {channel["ChannelName"]: _channel_config(channel) for channel in job.channels},
-            "resourceconfig": {
-                "current_host": "algo-1",
-                "current_instance_type": instance,
-                "current_group_name": "homogeneousCluster",
-                "hosts": ["algo-1"],
-                "instance_groups": [group],
-                "network_interface_name": "lo",
-            },
+            job.started = job.started or self._now()
+            job.hosts = cluster.plan(job.request["ResourceConfig"], job.folder)
+            job.port = cluster.free_port(self._ports)
+            self._ports.add(job.port)
+            self._move(job, "Downloading")
+        self._lay_out(job)
+        stamp = int(self._now())
+        streams = {
+            host.name: LogStream(job.region, LOG_GROUP, f"{job.name}/{host.name}-{stamp}", self._cloud.clock)
+            for host in job.hosts
         }
-        for name, content in config.items():
-            (job.folder / "input" / "config" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        pipes = self._fill_channels(job)
+        layers = self._require(job, streams[job.hosts[0].name])
+        checkpoints = self._follow_checkpoints(job)
+        try:
+            for pipe in pipes:
+                pipe.start()
+            self._train(job, streams, layers)
+        finally:
+            for pipe in pipes:
+                pipe.close()
+            if checkpoints:
+                try:
+                    checkpoints.close()
+                except (storage.Missing, OSError) as error:
+                    raise _Failed(f"ClientError: Checkpoint upload failed: {error}") from error
+
+    def _lay_out(self, job: TrainingJob) -> None:
+        """Each host's /opt/ml, with all but its data."""
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.folder.mkdir(parents=True)
+        (job.folder / "hosts").write_text(cluster.etc_hosts(job.hosts, job.number), encoding="utf-8")
+        inputs = {channel["ChannelName"]: channels.config(channel, job.algorithm) for channel in job.channels}
+        for host in job.hosts:
+            for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
+                (host.folder / folder).mkdir(parents=True)
+            config = {
+                "hyperparameters": job.hyperparameters,
+                "inputdataconfig": {
+                    name: told
+                    for name, told in inputs.items()
+                    if host in _with_channel(job.hosts, _named(job.channels, name))
+                },
+                "resourceconfig": cluster.resource_config(job.hosts, host),
+            }
+            for name, content in config.items():
+                path = host.folder / "input" / "config" / f"{name}.json"
+                path.write_text(json.dumps(content), encoding="utf-8")
         self._fetch_source(job)
 
     def _fetch_source(self, job: TrainingJob) -> None:
         """Legacy script mode: the hyperparameter sagemaker_submit_directory names a tar.gz on S3."""
         source = _decoded(job.hyperparameters.get("sagemaker_submit_directory", ""))
-        code = job.folder / "code"
-        if source.startswith("s3://"):
-            archive = job.folder / "source.tar.gz"
-            try:
-                storage.download(source, archive)
-                artifact.extract(archive, code)
-            except storage.Missing as error:
+        if not source.startswith("s3://"):
+            if source and not job.algorithm.get("ContainerEntrypoint"):
                 raise _Failed(
-                    f"ClientError: {error}, given in the hyperparameter sagemaker_submit_directory. Upload the source there."
-                ) from error
-            except CorruptArtifact as error:
-                raise _Failed(
-                    f"ClientError: The source {source} (sagemaker_submit_directory) cannot be unpacked: {error}"
-                ) from error
-            finally:
-                archive.unlink(missing_ok=True)
-        elif source:
-            raise _Failed(f"ClientError: sagemaker_submit_directory must be an s3:// URI of a tar.gz, not '{source}'")
-        requirements = code / "requirements.txt"
-        if requirements.is_file() and (missing := _unmet(requirements.read_text(encoding="utf-8"))):
+                    f"ClientError: sagemaker_submit_directory must be an s3:// URI of a tar.gz, not '{source}'"
+                )
+            return
+        archive = job.folder / "source.tar.gz"
+        try:
+            storage.download(source, archive)
+            for host in job.hosts:
+                artifact.extract(archive, host.folder / "code")
+        except storage.Missing as error:
             raise _Failed(
-                f"AlgorithmError: requirements.txt of the source asks for what {sys.executable} lacks: {'; '.join(missing)}."
-                " The local cloud runs scripts in its own Python: install them there."
-            )
+                f"ClientError: {error}, given in the hyperparameter sagemaker_submit_directory. Upload the source there."
+            ) from error
+        except CorruptArtifact as error:
+            raise _Failed(
+                f"ClientError: The source {source} (sagemaker_submit_directory) cannot be unpacked: {error}"
+            ) from error
+        finally:
+            archive.unlink(missing_ok=True)
 
-    def _train(self, job: TrainingJob) -> int:
-        """Run the script to its end. Returns its exit code."""
-        stream = LogStream(job.region, LOG_GROUP, f"{job.name}/algo-1-{int(self._now())}", self._cloud.clock)
-        with self._change:
-            if not job.stopping.is_set():
-                self._move(job, "Training")
-        reading, writing = os.pipe()
+    def _fill_channels(self, job: TrainingJob) -> Sequence[Pipe]:
+        """Download the data. Returns the channels in Pipe mode, not yet flowing."""
+        pipes = []
+        for channel in job.channels:
+            name = channel["ChannelName"]
+            receivers = _with_channel(job.hosts, channel)
+            try:
+                found = channels.members(channel)
+                for host in receivers:
+                    part = channels.share(found, channel, host.name, [other.name for other in receivers])
+                    path = host.folder / "input" / "data" / name
+                    if channels.mode(channel, job.algorithm) == "Pipe":
+                        pipes.append(Pipe(channel, part, path, job.folder / "pipes" / host.name / name))
+                    else:
+                        channels.fill(part, path)
+                    if job.stopping.is_set():
+                        raise _Stopped
+            except (Unreadable, OSError) as error:
+                raise _Failed(f"ClientError: Data download failed for channel '{name}': {error}") from error
+        return pipes
+
+    def _require(self, job: TrainingJob, stream: LogStream) -> Sequence[Path]:
+        """The layer with what requirements.txt of the source asks for, if there is one."""
+        own = bool(job.algorithm.get("ContainerEntrypoint"))
+        source = job.hosts[0].folder / ("input/data/code" if own else "code")
+        try:
+            layer = self._layers.layer(
+                source / "requirements.txt", say=stream.write, cancelled=lambda: job.stopping.is_set()
+            )
+        except RequirementsFailed as error:
+            if job.stopping.is_set():
+                raise _Stopped from error
+            if own:
+                return []  # its own entrypoint installs them, or does without: we only meant to save it the time
+            raise _Failed(
+                _bounded(f"AlgorithmError: InstallRequirementsError: requirements.txt cannot be installed:\n{error}")
+            ) from error
+        return [layer] if layer else []
+
+    def _follow_checkpoints(self, job: TrainingJob) -> Checkpoints | None:
+        config = job.request.get("CheckpointConfig")
+        if not config:
+            return None
+        inside = Path(config.get("LocalPath", "/opt/ml/checkpoints")).relative_to("/opt/ml")
+        folders = [host.folder / inside for host in job.hosts]
+        checkpoints = Checkpoints(channels.s3_uri(config["S3Uri"]), folders, job.folder)
+        try:
+            checkpoints.restore()
+        except (storage.Missing, OSError) as error:
+            raise _Failed(f"ClientError: Checkpoint download failed: {error}") from error
+        checkpoints.start()
+        return checkpoints
+
+    def _train(self, job: TrainingJob, streams: Mapping[str, LogStream], layers: Sequence[Path]) -> None:
+        """Run every host to its end. Raises _Failed, _Stopped."""
+        if not self._cloud.keeper.isolation and not self._said_bare:
+            self._said_bare = True
+            said = (
+                f"This machine allows no namespaces: /opt/ml is {job.hosts[0].folder} here, and hosts find each other at"
+                " 127.0.0.1, not by name. Read the SM_* variables."
+            )
+            log.warning(said)
+            streams[job.hosts[0].name].write(said)
+        readers: deque[threading.Thread] = deque()
         try:
             with self._change:
                 if job.stopping.is_set():
                     raise _Stopped
-                job.child = self._cloud.keeper.start(
-                    _command(job), env=self._environment(job), cwd=job.folder / "code", output=writing
+                self._move(job, "Training")
+            # One by one: if the second cannot be started, the first one's reader is known.
+            readers.extend(self._start(job, host, streams[host.name], layers) for host in job.hosts)
+            self._oversee(job)
+        finally:
+            for host in job.hosts:
+                if host.child and host.child.poll() is None:
+                    host.child.kill()
+                    host.child.wait()
+            for reader in readers:
+                reader.join(10.0)  # the keeper has killed whoever else held the pipe, so this is its EOF
+
+    def _start(self, job: TrainingJob, host: Host, stream: LogStream, layers: Sequence[Path]) -> threading.Thread:
+        """Start one host's process. Returns the thread that reads its log."""
+        keeper = self._cloud.keeper
+        base = keeper.base(host.folder)
+        own = job.folder / f"env-{host.name}"
+        environments.overlay(own, layers)
+        stack = [own, *layers]
+        environment = self._environment(job, base)
+        environment |= environments.variables(stack, environment) | dict(job.request.get("Environment") or {})
+        command = _command(job, environments.python(stack))
+        reading, writing = os.pipe()
+        try:
+            with self._change:
+                if job.stopping.is_set():
+                    os.close(reading)
+                    raise _Stopped
+                host.child = keeper.start(
+                    command,
+                    env=environment,
+                    cwd=base / "code",
+                    output=writing,
+                    container=Container(host.folder, hostname=host.name, hosts=job.folder / "hosts"),
+                    file_bytes=job.volume_bytes,
                 )
-        except (OSError, _Stopped) as error:
+                if job.evicting.is_set():
+                    host.child.signal(signal.SIGTERM)
+        except OSError as error:
             os.close(reading)
-            if isinstance(error, _Stopped):
-                raise
-            raise _Failed(
-                f"AlgorithmError: The container's entrypoint {_command(job)} cannot be started: {error}"
-            ) from error
+            raise _Failed(f"AlgorithmError: The container's entrypoint {command} cannot be started: {error}") from error
         finally:
             os.close(writing)
         reader = threading.Thread(
-            target=follow,
-            args=(reading, lambda line: self._take(job, stream, line)),
-            name=f"log-{job.name}",
-            daemon=True,
+            target=self._read, args=(job, host, stream, reading), name=f"log-{job.name}-{host.name}", daemon=True
         )
         reader.start()
-        limit = (job.request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds", 86_400)
-        code = job.child.wait(limit)
-        if code is None:
-            with self._change:
-                job.overran = True
-                job.status = "Stopping"
-                self._move(job, "Stopping")
-            self._terminate(job)
-            code = job.child.wait()
-        reader.join(10.0)  # the keeper has killed whoever else held the pipe, so this is its EOF
-        assert code is not None
-        return code
+        return reader
 
-    def _take(self, job: TrainingJob, stream: LogStream, line: str) -> None:
+    def _read(self, job: TrainingJob, host: Host, stream: LogStream, reading: int) -> None:
+        """One host's output to its end, and the news of it."""
+        follow(reading, lambda line: self._take(job, host, stream, line))
+        assert host.child
+        host.child.wait()
+        job.news.set()
+
+    def _oversee(self, job: TrainingJob) -> None:
+        """Return when every host has ended. Ends all when one fails or a limit is passed. Raises _Failed."""
+        began = time.monotonic()
+        volumes = [Volume(host.folder, job.volume_bytes) for host in job.hosts]
+        failed: Host | None = None
+        verdict = ""
+        while any(host.child and host.child.poll() is None for host in job.hosts):
+            job.news.wait(WATCH_SECONDS)
+            job.news.clear()
+            now = time.monotonic()
+            if now >= job.kill_at:
+                self._kill(job)
+            if job.stopping.is_set() or job.evicting.is_set() or failed:
+                continue
+            failed = next((host for host in job.hosts if host.child and host.child.poll()), None)
+            if failed:
+                self._end_peers(job)
+            elif verdict := self._beyond(job, volumes):
+                self._kill(job)
+                break
+            elif job.trained + now - began > job.runtime_limit:
+                self._stop(job, "MaxRuntimeExceeded")
+        for host in job.hosts:
+            if host.child:
+                host.child.wait()
+        if verdict:
+            raise _Failed(verdict)
+        if not job.stopping.is_set() and not job.evicting.is_set():
+            failed = failed or next((host for host in job.hosts if host.child and host.child.poll()), None)
+            for host in [failed] if failed else job.hosts:
+                self._check_end(job, host)
+
+    def _check_end(self, job: TrainingJob, host: Host) -> None:
+        """Raise _Failed if that host failed."""
+        code = (host.child.poll() if host.child else None) or 0
+        failure = host.folder / "output" / "failure"
+        if not code and not failure.exists():
+            return
+        text = failure.read_text(encoding="utf-8", errors="replace").strip() if failure.exists() else ""
+        if quotas.disk_used(host.folder) >= 0.99 * job.volume_bytes:
+            text = f"{_full(job, host, job.volume_bytes)} {text}"
+        self._upload_output(job)
+        raise _Failed(_algorithm_error(text or _last_traceback(host.tail), code))
+
+    def _kill(self, job: TrainingJob) -> None:
+        for host in job.hosts:
+            if host.child:
+                host.child.kill()
+
+    def _end_peers(self, job: TrainingJob) -> None:
+        with self._change:
+            self._terminate(job)
+            job.kill_at = time.monotonic() + min(PEER_GRACE_SECONDS, self.stop_grace_seconds)
+
+    def _beyond(self, job: TrainingJob, volumes: Sequence[Volume]) -> str:
+        """FailureReason of a job that uses more than it may; nothing if it does not."""
+        for host, volume in zip(job.hosts, volumes, strict=True):
+            if filled := volume.overfull():
+                return f"ClientError: {_full(job, host, filled)}"
+            limit = self._memory_bytes or quotas.memory_bytes(host.instance_type) or 0
+            pid = host.child.pid if host.child and host.child.poll() is None else 0
+            if limit and pid and quotas.memory_bound(pid) > limit and (used := quotas.memory_used(pid)) > limit:
+                return (
+                    "ClientError: Please use an instance type with more memory, or reduce the size of training data processed"
+                    f" on an instance: {host.name} used {used / quotas.GIB:.2f} GiB of memory, and {host.instance_type} has"
+                    f" {limit / quotas.GIB:.2f} GiB."
+                )
+        return ""
+
+    def _take(self, job: TrainingJob, host: Host, stream: LogStream, line: str) -> None:
         """One line of output: to the log, and through the metric definitions."""
-        job.tail.append(line)
+        host.tail.append(line)
         stream.write(line)
-        for definition in job.request["AlgorithmSpecification"].get("MetricDefinitions") or []:
+        for definition in job.algorithm.get("MetricDefinitions") or []:
             for found in re.finditer(definition["Regex"], line):
                 try:
                     value = float(found[1])
@@ -535,54 +784,38 @@ class TrainingJobs:
         for listener in self.on_metric:
             listener(job.region, job.name, name, value)
 
-    def _upload(self, job: TrainingJob, code: int) -> None:
-        """Send the results to S3. Raises _Failed for a script that failed."""
-        stopped = job.stopping.is_set()
-        failure = job.folder / "output" / "failure"
-        failed = not stopped and (code != 0 or failure.exists())
-        if not failed:
-            with self._change:
-                self._move(job, "Uploading")
+    def _upload(self, job: TrainingJob) -> None:
+        """Send the results to S3. Raises _Failed."""
+        with self._change:
+            self._move(job, "Uploading")
+        self._upload_output(job)
+        model = _merged([host.folder / "model" for host in job.hosts], job.folder / "model")
         try:
-            data = job.folder / "output" / "data"
-            if any(data.iterdir()):
-                storage.write(f"{job.output}/output.tar.gz", _archive(data, job.folder / "output.tar.gz"))
-            if not failed:
-                self._upload_model(job)
+            if job.uncompressed:
+                for path in sorted(path for path in model.rglob("*") if path.is_file()):
+                    storage.write(f"{job.artifact}{path.relative_to(model).as_posix()}", path)
+            else:
+                storage.write(job.artifact, _archive(model, job.folder / "model.tar.gz"))
         except (storage.Missing, OSError) as error:
             raise _Failed(f"ClientError: Artifact upload failed: {error}") from error
-        if failed:
-            text = failure.read_text(encoding="utf-8", errors="replace").strip() if failure.exists() else ""
-            raise _Failed(_algorithm_error(text or _last_traceback(job.tail), code))
 
-    def _upload_model(self, job: TrainingJob) -> None:
-        model = job.folder / "model"
-        if job.uncompressed:
-            for path in sorted(path for path in model.rglob("*") if path.is_file()):
-                storage.write(f"{job.artifact}{path.relative_to(model).as_posix()}", path)
-        else:
-            storage.write(job.artifact, _archive(model, job.folder / "model.tar.gz"))
-
-    def _terminate(self, job: TrainingJob) -> None:
-        """SIGTERM now, SIGKILL after the grace period."""
-        with self._change:
-            job.stopping.set()
-            self._change.notify_all()
-            child = job.child
-        if child:
-            child.signal(signal.SIGTERM)
-            killer = threading.Timer(self.stop_grace_seconds, child.kill)
-            killer.daemon = True
-            killer.start()
+    def _upload_output(self, job: TrainingJob) -> None:
+        try:
+            data = _merged([host.folder / "output" / "data" for host in job.hosts], job.folder / "output")
+            if data.is_dir() and any(data.iterdir()):
+                storage.write(f"{job.output}/output.tar.gz", _archive(data, job.folder / "output.tar.gz"))
+        except (storage.Missing, OSError) as error:
+            raise _Failed(f"ClientError: Artifact upload failed: {error}") from error
 
     def _finish(self, job: TrainingJob, status: str, secondary: str, failure: str | None = None) -> None:
         with self._change:
             job.ended = self._now()
             job.failure = failure[:FAILURE_REASON_CHARACTERS] if failure else None
-            self._move(job, secondary)
             job.status = status
+            self._move(job, secondary)
             job.transitions[-1]["EndTime"] = job.modified
-            self._change.notify_all()
+            if job.patience:
+                job.patience.cancel()
 
     def _move(self, job: TrainingJob, secondary: str) -> None:
         now = self._now()
@@ -590,15 +823,25 @@ class TrainingJobs:
             job.transitions[-1]["EndTime"] = now
         job.secondary, job.modified = secondary, now
         job.transitions.append({"Status": secondary, "StartTime": now, "StatusMessage": MESSAGES[secondary]})
+        self._cloud.events.put(
+            job.region,
+            {
+                "source": "aws.sagemaker",
+                "detail-type": "SageMaker Training Job State Change",
+                "resources": [job.arn],
+                "detail": _in_event(self.describe(job.region, job.name)),
+            },
+        )
 
-    def _environment(self, job: TrainingJob) -> dict[str, str]:
+    def _environment(self, job: TrainingJob, base: Path) -> dict[str, str]:
         return {
             **self._cloud.process_environment(job.region),
+            **environments.pip_settings(),
             "TRAINING_JOB_NAME": job.name,
             "TRAINING_JOB_ARN": job.arn,
-            **(job.request.get("Environment") or {}),
-            "SAGEMAKER_BASE_DIR": str(job.folder),
-            "SAGEMAKER_SUBMIT_DIRECTORY": str(job.folder / "code"),
+            "SAGEMAKER_BASE_DIR": str(base),
+            "SAGEMAKER_SUBMIT_DIRECTORY": str(base / "code"),
+            "WINDLASS_MASTER_PORT": str(job.port),
         }
 
     def _find(self, region: str, name: str) -> TrainingJob:
@@ -631,18 +874,29 @@ class TrainingOperations:
         return EmptyResult()
 
 
-def _command(job: TrainingJob) -> list[str]:
-    algorithm = job.request["AlgorithmSpecification"]
-    if algorithm.get("ContainerEntrypoint"):
-        return [*algorithm["ContainerEntrypoint"], *(algorithm.get("ContainerArguments") or [])]
+def _command(job: TrainingJob, python: str) -> list[str]:
+    if job.algorithm.get("ContainerEntrypoint"):
+        return [*job.algorithm["ContainerEntrypoint"], *(job.algorithm.get("ContainerArguments") or [])]
     # -P: a file of the user's source named like one of ours must not take its place.
-    return [sys.executable, "-P", "-m", "windlass.runtime.training"]
+    return [python, "-P", "-m", "windlass.runtime.training"]
 
 
-def _channel_config(channel: Mapping[str, Any]) -> dict[str, str]:
-    """A channel as inputdataconfig.json has it."""
-    config = {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated", "RecordWrapperType": "None"}
-    return {**config, **({"ContentType": channel["ContentType"]} if channel.get("ContentType") else {})}
+def _named(given: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    return next(channel for channel in given if channel["ChannelName"] == name)
+
+
+def _with_channel(hosts: Sequence[Host], channel: Mapping[str, Any]) -> list[Host]:
+    """The hosts that get a channel: those of its instance groups, or all."""
+    wanted = channels.source(channel).get("InstanceGroupNames")
+    return [host for host in hosts if not wanted or host.group in wanted]
+
+
+def _full(job: TrainingJob, host: Host, used: int) -> str:
+    size = job.volume_bytes // quotas.GIB
+    return (
+        f"The job filled its disk: {host.name} holds {used / quotas.GIB:.2f} GiB in /opt/ml, and VolumeSizeInGB is {size}. "
+        "Ask for a larger volume."
+    )
 
 
 def _algorithm_error(text: str, code: int) -> str:
@@ -671,32 +925,38 @@ def _archive(folder: Path, path: Path) -> Path:
     return path
 
 
-def _unmet(requirements: str) -> list[str]:
-    """Those lines of a requirements.txt that this interpreter does not fulfil."""
-    from importlib import metadata
+def _bounded(text: str) -> str:
+    return text[:FAILURE_REASON_CHARACTERS]
 
-    from packaging.requirements import InvalidRequirement, Requirement
 
-    unmet = []
-    for line in requirements.splitlines():
-        text = line.partition(" #")[0].strip()
-        if not text or text.startswith(("#", "--")):
-            continue  # options only say where packages come from
-        try:
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            unmet.append(f"'{text}' (not a requirement that can be checked here)")
-            continue
-        if requirement.marker and not requirement.marker.evaluate():
-            continue
-        try:
-            installed = metadata.version(requirement.name)
-        except metadata.PackageNotFoundError:
-            unmet.append(f"{requirement} (not installed)")
-            continue
-        if not requirement.specifier.contains(installed, prereleases=True):
-            unmet.append(f"{requirement} ({installed} is installed)")
-    return unmet
+def _merged(folders: Sequence[Path], into: Path) -> Path:
+    """What all hosts left, in one folder. Where several left a file of one name, the first host's stays."""
+    if len(folders) == 1:
+        return folders[0]
+
+    def link(source: str, target: str) -> None:
+        Path(target).unlink(missing_ok=True)
+        os.link(source, target, follow_symlinks=False)
+
+    for folder in reversed(folders):
+        shutil.copytree(folder, into, symlinks=True, copy_function=link, dirs_exist_ok=True)
+    return into
+
+
+def _later(seconds: float, do: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, do)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _in_event(value: Any) -> Any:
+    """A Describe answer as an event carries it: without absent members, times in milliseconds."""
+    if isinstance(value, Mapping):
+        return {name: _in_event(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_in_event(item) for item in value]
+    return int(value.timestamp() * 1000) if isinstance(value, datetime) else value
 
 
 def _decoded(value: str) -> str:
@@ -707,17 +967,5 @@ def _decoded(value: str) -> str:
         return value
 
 
-def _s3(uri: str) -> str:
-    """An S3 URI from either form that the API takes."""
-    matched = re.match(r"https://s3[.-][^/]*amazonaws\.com/(.+)|https://([^./]+)\.s3[.-][^/]*amazonaws\.com/(.*)", uri)
-    if not matched:
-        return uri
-    return f"s3://{matched[1]}" if matched[1] else f"s3://{matched[2]}/{matched[3]}"
-
-
 def _time(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _not_here(what: str) -> Fault:
-    return Fault("ValidationException", f"The local cloud does not implement {what}.")

@@ -5,6 +5,8 @@
     child.signal(signal.SIGTERM)
     child.wait(timeout=120) or child.kill()
 
+    keeper.start(argv, env=..., cwd=Path("/opt/ml/code"), output=..., container=Container(folder, hostname="algo-1"))
+
 The server starts none itself: `keeper.py` does, in a process of its own, because a parent that is killed cannot clean up.
 """
 
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from windlass.local import keeper
@@ -30,6 +33,28 @@ log = logging.getLogger(__name__)
 
 _SCRIPT = Path(keeper.__file__)
 _LENGTH = struct.Struct(">I")
+
+BASE = Path("/opt/ml")
+"""Where SageMaker's containers find everything."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a child takes for the machine that it runs on, where `Keeper.isolation` says that this machine can do it.
+
+    Attributes:
+        folder: what it finds at ``/opt/ml``.
+        hostname: what its machine is called.
+        hosts: what it finds at ``/etc/hosts``.
+    """
+
+    folder: Path
+    hostname: str = ""
+    hosts: Path | None = None
+
+    def _message(self) -> dict[str, str]:
+        named = {"folder": self.folder, "hostname": self.hostname, "hosts": self.hosts}
+        return {name: str(value) for name, value in named.items() if value}
 
 
 class Child:
@@ -79,31 +104,63 @@ class Child:
 
 
 class Keeper:
-    """The parent of all children. Closing it, or the death of this process, ends them all."""
+    """The parent of all children. Closing it, or the death of this process, ends them all.
 
-    def __init__(self) -> None:
+    Args:
+        isolation: how containers are made; by default the best way that this machine allows.
+    """
+
+    def __init__(self, isolation: str | None = None) -> None:
+        self._wanted = isolation
         self._lock = threading.Lock()
         self._line: _Line | None = None
         self._closed = False
 
-    def start(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path, output: int) -> Child:
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        output: int,
+        container: Container | None = None,
+        file_bytes: int | None = None,
+    ) -> Child:
         """Run a program.
 
         Args:
             argv: the program, looked up on ``env["PATH"]``, and its arguments.
             env: its whole environment.
+            cwd: the folder that it starts in, as it sees it.
             output: a file descriptor for stdout and stderr. The caller may close its own copy afterwards.
+            container: what it finds at ``/opt/ml``; ignored where `isolation` is empty.
+            file_bytes: no file that it writes can become larger.
 
         Raises:
             OSError: the program cannot be run.
         """
+        message: dict[str, object] = {"argv": list(argv), "env": dict(env), "cwd": str(cwd), "file_bytes": file_bytes}
+        line = self._open()
+        if container and line.isolation:
+            message["container"] = container._message()
+        return line.start(message, output)
+
+    @property
+    def isolation(self) -> str:
+        """How a child is given its own ``/opt/ml``: ``root``, ``user`` or ``bubblewrap``; empty where nothing can."""
+        return self._open().isolation
+
+    def base(self, folder: Path) -> Path:
+        """Where a child in the container of that folder finds it: ``/opt/ml``, or the folder itself without isolation."""
+        return BASE if self.isolation else folder
+
+    def _open(self) -> _Line:
         with self._lock:
             if self._closed:
                 raise OSError("The local cloud is shutting down: nothing more can be started")
             if self._line is None or self._line.broken:
-                self._line = _Line()
-            line = self._line
-        return line.start({"argv": list(argv), "env": dict(env), "cwd": str(cwd)}, output)
+                self._line = _Line(self._wanted)
+            return self._line
 
     @property
     def pid(self) -> int | None:
@@ -126,11 +183,12 @@ class Keeper:
 class _Line:
     """The socket to one keeper process, and the children that it holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, isolation: str | None) -> None:
         self._socket, theirs = socket.socketpair()
+        wanted = [] if isolation is None else [isolation]
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_SCRIPT), str(theirs.fileno())],
+                [sys.executable, "-I", "-S", str(_SCRIPT), str(theirs.fileno()), *wanted],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -141,9 +199,16 @@ class _Line:
         self.broken = False
         self._children: dict[int, Child] = {}
         self._numbers = itertools.count(1)
+        self._isolation = ""
+        self._known = threading.Event()
         self._sending = threading.Lock()
         self._reader = threading.Thread(target=self._read, name="keeper", daemon=True)
         self._reader.start()
+
+    @property
+    def isolation(self) -> str:
+        self._known.wait()
+        return self._isolation
 
     def start(self, message: dict[str, object], output: int) -> Child:
         child = Child(self, next(self._numbers))
@@ -181,6 +246,10 @@ class _Line:
                 if not body:
                     break
                 message = json.loads(body)
+                if "isolation" in message:
+                    self._isolation = message["isolation"]
+                    self._known.set()
+                    continue
                 child = self._children[message.pop("id")]
                 if "pid" not in message:
                     del self._children[child._number]
@@ -188,6 +257,7 @@ class _Line:
         self.broken = True
         if self.process.wait() != 0:
             self._sweep()
+        self._known.set()
         for child in list(self._children.values()):
             self._abandon(child)
         with self._sending:

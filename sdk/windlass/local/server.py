@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 # moto reads these when it is imported. A page in a browser must not get CORS headers that let it call this API.
 os.environ.setdefault("MOTO_DISABLE_GLOBAL_CORS", "true")
@@ -32,6 +33,7 @@ from werkzeug.serving import ThreadedWSGIServer
 
 from windlass.local import cloud as clouds
 from windlass.local.clock import Clock
+from windlass.local.faults import Fault
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,11 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
+ADMIN_PATHS = b"""Admin paths:
+GET /_windlass/health
+POST /_windlass/stop
+POST /_windlass/training-jobs/NAME/interrupt?capacity_after_seconds=0
+"""
 NOT_IMPLEMENTED = "UnknownOperationException"
 
 
@@ -81,7 +88,16 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
         if what == ("POST", "stop"):
             threading.Timer(0.05, self.stop).start()
             return _answer(start_response, 200, "application/json", b"{}")
-        return _answer(start_response, 404, "text/plain", b"Admin paths: GET /_windlass/health, POST /_windlass/stop\n")
+        if what[0] == "POST" and (named := re.fullmatch(r"training-jobs/([^/]+)/interrupt", what[1])):
+            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+            try:
+                after = float(query.get("capacity_after_seconds", 0))
+                self.cloud.jobs.interrupt(named[1], region=query.get("region"), capacity_after_seconds=after)
+            except (Fault, ValueError) as error:
+                message = error.message if isinstance(error, Fault) else str(error)
+                return _answer(start_response, 400, "application/json", json.dumps({"message": message}).encode())
+            return _answer(start_response, 200, "application/json", b"{}")
+        return _answer(start_response, 404, "text/plain", ADMIN_PATHS)
 
 
 class Server:

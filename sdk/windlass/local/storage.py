@@ -57,6 +57,12 @@ def read(uri: str) -> bytes:
     return body
 
 
+def version(uri: str) -> str:
+    """Changes whenever the object is written. Raises Missing, NoBucket."""
+    found = _object(uri)
+    return f"{found.last_modified.isoformat()} {found.size}"
+
+
 def write(uri: str, body: bytes | Path) -> None:
     """Create or replace an object. Raises NoBucket."""
     bucket, key = split(uri)

@@ -24,7 +24,9 @@ from typing import Any, NoReturn
 FAILURE_CHARACTERS = 8192
 """SageMaker shows the first 1,024 characters of the failure file; the rest helps whoever opens it."""
 
+BASE = Path("/opt/ml")
 MASTER_PORT = "7777"
+"""The official one. WINDLASS_MASTER_PORT overrides it where the hosts of several jobs share one machine."""
 
 
 class Refused(Exception):
@@ -97,6 +99,19 @@ class Job:
             words += [f"--{name}" if len(name) > 1 else f"-{name}", _argument(self.hyperparameters[name])]
         return words
 
+    def torchrun(self) -> list[str]:
+        """torchrun's arguments for this host, when the hyperparameter sagemaker_torch_distributed_enabled asks for it."""
+        facts = self.environment()
+        return [
+            "-m",
+            "torch.distributed.run",
+            f"--nnodes={facts['SM_HOST_COUNT']}",
+            f"--nproc_per_node={max(1, int(facts['SM_NUM_GPUS']))}",
+            f"--node_rank={facts['SM_CURRENT_HOST_RANK']}",
+            f"--master_addr={facts['SM_MASTER_ADDR']}",
+            f"--master_port={facts['SM_MASTER_PORT']}",
+        ]
+
     def environment(self) -> dict[str, str]:
         """The ``SM_*`` variables."""
         base, resources = self.base, self.resources
@@ -119,8 +134,8 @@ class Job:
             "INSTANCE_GROUPS": [g["instance_group_name"] for g in groups],
             "INSTANCE_GROUPS_DICT": {g["instance_group_name"]: g for g in groups},
             "NETWORK_INTERFACE_NAME": resources.get("network_interface_name", "eth0"),
-            "MASTER_ADDR": hosts[0] if len(hosts) > 1 else "127.0.0.1",  # outside of SageMaker algo-1 does not resolve
-            "MASTER_PORT": MASTER_PORT,
+            "MASTER_ADDR": hosts[0] if base == BASE else "127.0.0.1",  # outside of a container algo-1 does not resolve
+            "MASTER_PORT": os.environ.get("WINDLASS_MASTER_PORT", MASTER_PORT),
             "NUM_CPUS": str(_count_cpus()),
             "NUM_GPUS": str(_count_devices(r"nvidia\d+")),
             "NUM_NEURONS": str(_count_devices(r"neuron\d+")),
@@ -178,7 +193,7 @@ class Job:
 
 def main() -> None:
     """Run the job of this container. Returns when its script does; exits as the script exits."""
-    base = Path(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"))
+    base = Path(os.environ.get("SAGEMAKER_BASE_DIR") or BASE)
     try:
         job = Job.read(base)
         program = job.program
@@ -188,6 +203,9 @@ def main() -> None:
     except Refused as error:
         _fail(base, str(error))
     os.chdir(job.code)
+    if job.framework.get("sagemaker_torch_distributed_enabled"):
+        command = [sys.executable, *job.torchrun(), str(program), *job.arguments]
+        os.execv(sys.executable, command)  # noqa: S606
     if program.suffix == ".sh":
         shell = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.path.exists(path)), "/bin/sh")  # noqa: PTH110
         os.execv(shell, [shell, str(program), *job.arguments])  # noqa: S606  (it becomes the process that gets SIGTERM)

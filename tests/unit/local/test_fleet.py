@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.unit.local.identity import IDENTITY, living
+from tests.unit.local.test_environments import wheel
 from windlass.local.containers import FetchFailed
+from windlass.local.environments import Environments
 from windlass.local.fleet import (
     Fleet,
     FleetFailed,
@@ -41,7 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(30)
         if body == b"bad":
             self.answer(400, b"wrong shape")
-        self.answer(200, str(os.getpid()).encode())
+        self.answer(200, IDENTITY.encode())
     def answer(self, status, body):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -51,7 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 print("serving", os.environ["SAGEMAKER_BASE_DIR"], flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
-"""
+""".replace("IDENTITY", f"({IDENTITY})")
 
 
 class Streams:
@@ -145,14 +148,67 @@ def test_every_instance_is_a_process_with_its_own_model_and_log(make_fleet: Make
     assert streams.wait_for(lambda: sum("serving" in line for line in streams.all) == 2)
 
 
+def test_the_requirements_of_the_models_code_are_installed_under_it(
+    make_fleet: MakeFleet, streams: Streams, tmp_path: Path
+) -> None:
+    keeper = Keeper()
+    thing = wheel(tmp_path, "layered_thing", "1.0")
+
+    def fetch(folder: Path) -> None:
+        (folder / "code").mkdir()
+        (folder / "code" / "requirements.txt").write_text(f"--no-index\n--find-links {thing.parent}\nlayered_thing\n")
+
+    layers = Environments(keeper, tmp_path / "cache")
+    fleet = make_fleet(spec(code=f"import layered_thing\n{SERVER}", fetch=fetch, layers=layers))
+
+    fleet.start()
+
+    assert fleet.healthy() == {"main": 1}
+    assert any("Successfully installed" in line for line in streams.all)
+    keeper.close()
+
+
+def test_requirements_that_cannot_be_installed_fail_the_fleet_in_pips_words(
+    make_fleet: MakeFleet, tmp_path: Path
+) -> None:
+    keeper = Keeper()
+
+    def fetch(folder: Path) -> None:
+        (folder / "code").mkdir()
+        (folder / "code" / "requirements.txt").write_text("--no-index\nno-such-package-here\n")
+
+    fleet = make_fleet(spec(fetch=fetch, layers=Environments(keeper, tmp_path / "cache")))
+
+    with pytest.raises(FleetFailed, match="ERROR: No matching distribution found for no-such-package-here"):
+        fleet.start()
+    keeper.close()
+
+
+def test_the_folder_of_a_server_is_opt_ml(make_fleet: MakeFleet, streams: Streams) -> None:
+    environment = {"PATH": os.defpath, "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}
+    code = (
+        "import os; print('code', os.environ['SAGEMAKER_SUBMIT_DIRECTORY'], os.listdir('/opt/ml/model'), flush=True)\n"
+    )
+
+    def fetch(folder: Path) -> None:
+        (folder / "weights").touch()
+
+    fleet = make_fleet(spec(code=code + SERVER, environment=environment, fetch=fetch))
+
+    fleet.start()
+
+    assert streams.wait_for(lambda: "code /opt/ml/model/code ['weights']" in streams.all)
+    assert "serving /opt/ml" in streams.all
+
+
 def test_stopping_ends_the_processes_and_removes_the_folder(make_fleet: MakeFleet) -> None:
     fleet = make_fleet()
     fleet.start()
-    pid = int(ask(fleet))
+    identity = ask(fleet)
 
     fleet.stop()
 
-    assert not Path(f"/proc/{pid}").exists()
+    assert not living(identity)
     assert not fleet.folder.exists()
     with pytest.raises(NoCapacity):
         fleet.acquire("main")

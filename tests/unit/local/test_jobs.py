@@ -17,9 +17,12 @@ from moto.core.base_backend import BackendDict
 from moto.logs.models import logs_backends
 from moto.s3.models import s3_backends
 
-from windlass.local import jobs, storage
+from tests.unit.local.identity import IDENTITY, living
+from tests.unit.local.test_environments import wheel
+from windlass.local import jobs, quotas, storage
 from windlass.local.clock import SystemClock
 from windlass.local.cloud import ACCOUNT
+from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.jobs import TrainingJobs
 from windlass.local.processes import Keeper
@@ -39,6 +42,17 @@ class Metrics:
         self.points.append((namespace, name, dict(dimensions), value))
 
 
+class Events:
+    """An event bus that remembers what it is given."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def put(self, region: str, event: dict[str, Any]) -> str:
+        self.events.append(event)
+        return "id"
+
+
 class SmallCloud:
     """As much of a cloud as training needs."""
 
@@ -47,6 +61,7 @@ class SmallCloud:
         self.clock = SystemClock()
         self.keeper = Keeper()
         self.metrics = Metrics()
+        self.events = Events()
 
     def process_environment(self, region: str) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
@@ -68,12 +83,13 @@ def training(cloud: SmallCloud) -> Iterator[TrainingJobs]:
     training.close()
 
 
-def request(name: str, script: str, **changes: Any) -> dict[str, Any]:
+def request(name: str, script: str, *, files: Mapping[str, str] | None = None, **changes: Any) -> dict[str, Any]:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        member = tarfile.TarInfo("train.py")
-        member.size = len(script.encode())
-        tar.addfile(member, io.BytesIO(script.encode()))
+        for path, text in {"train.py": script, **(files or {})}.items():
+            member = tarfile.TarInfo(path)
+            member.size = len(text.encode())
+            tar.addfile(member, io.BytesIO(text.encode()))
     storage.write(f"s3://bucket/{name}.tar.gz", packed.getvalue())
     return {
         "TrainingJobName": name,
@@ -130,14 +146,14 @@ def test_jobs_beyond_the_slots_wait_as_starting_and_can_be_stopped_there(trainin
 
 
 def test_reset_ends_every_child_and_forgets_the_jobs(training: TrainingJobs) -> None:
-    training.create(REGION, request("running", "import os, time; print('pid', os.getpid()); time.sleep(600)"))
+    training.create(REGION, request("running", f"import time; print({IDENTITY}); time.sleep(600)"))
     until(lambda: bool(logged("running")))
-    pid = int(logged("running")[0].split()[1])
+    [identity] = logged("running")
+    assert living(identity)
 
     training.reset()
 
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert not living(identity)
     with pytest.raises(Fault, match="not found"):
         training.describe(REGION, "running")
     training.create(REGION, request("running", "print('again')"))
@@ -230,3 +246,144 @@ def test_a_long_failure_keeps_its_exit_code() -> None:
 
     assert len(reason) == 1024
     assert reason.endswith("x, exit code: 137")
+
+
+class TestLimits:
+    HUNGRY = "import time\nfood = bytearray(300_000_000)\nprint('full', flush=True)\ntime.sleep(600)"
+
+    def test_a_job_that_takes_too_much_memory_fails_alone_and_says_so(self, cloud: SmallCloud) -> None:
+        training = TrainingJobs(cloud, slots=2, memory_bytes=200_000_000)  # type: ignore[arg-type]
+        training.create(REGION, request("modest", "import time; print('ready', flush=True); time.sleep(600)"))
+        until(lambda: "ready" in logged("modest"))
+
+        training.create(REGION, request("hungry", self.HUNGRY))
+
+        assert training.wait(REGION, "hungry", 20) == "Failed"
+        reason = training.describe(REGION, "hungry")["FailureReason"]
+        assert reason.startswith("ClientError: Please use an instance type with more memory")
+        assert "algo-1 used 0." in reason
+        assert training.describe(REGION, "modest")["TrainingJobStatus"] == "InProgress"
+        training.close()
+
+    def test_memory_that_workers_share_counts_once(self, cloud: SmallCloud) -> None:
+        script = (
+            "import os, time\nshared = bytearray(b'x') * 100_000_000\n"
+            "pids = [os.fork() for _ in range(1)]\nif pids[0]: pids.append(os.fork())\n"
+            "if all(pids):\n    time.sleep(1)\n    print('done')\nelse:\n    time.sleep(600)\n"
+        )
+        training = TrainingJobs(cloud, slots=1, memory_bytes=200_000_000)  # type: ignore[arg-type]
+
+        training.create(REGION, request("family", script))
+
+        assert training.wait(REGION, "family", 20) == "Completed"
+        training.close()
+
+    @pytest.mark.parametrize(
+        "script",
+        [
+            # Many files: found by counting them.
+            "import os, time\nfor n in range(6):\n    os.posix_fallocate(os.open(f'/opt/ml/model/{n}', 65), 0, 200_000_000)\n"
+            "print('written', flush=True)\ntime.sleep(600)",
+            # One: the system itself refuses to let it grow.
+            "import os\nos.posix_fallocate(os.open('/opt/ml/model/big', 65), 0, 1_060_000_000)\n"
+            "with open('/opt/ml/model/big', 'ab') as file:\n    file.write(b'x' * 20_000_000)",
+        ],
+    )
+    def test_a_job_that_fills_its_volume_fails_alone_and_says_so(self, training: TrainingJobs, script: str) -> None:
+        training.create(REGION, request("greedy", script))
+
+        assert training.wait(REGION, "greedy", 20) == "Failed"
+        reason = training.describe(REGION, "greedy")["FailureReason"]
+        assert "The job filled its disk: algo-1 holds 1." in reason
+        assert "VolumeSizeInGB is 1. Ask for a larger volume." in reason
+        assert list((training._cloud.state / "jobs" / REGION).iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("kind", "gib"),
+        [
+            ("ml.m5.large", 8),
+            ("ml.m5.24xlarge", 384),
+            ("ml.c5.xlarge", 8),
+            ("ml.r5.2xlarge", 64),
+            ("ml.g4dn.xlarge", 16),
+            ("ml.g5.12xlarge", 192),
+            ("ml.t3.medium", 4),
+            ("ml.t3.2xlarge", 32),
+            ("ml.p4d.24xlarge", 768),
+            ("ml.unknown1.large", None),
+            ("local", None),
+        ],
+    )
+    def test_memory_follows_the_instance_type(self, kind: str, gib: int | None) -> None:
+        assert quotas.memory_bytes(kind) == (gib * quotas.GIB if gib else None)
+
+
+def test_a_second_job_with_the_same_requirements_starts_at_once(cloud: SmallCloud, tmp_path: Path) -> None:
+    layers = Environments(cloud.keeper, tmp_path / "cache")
+    training = TrainingJobs(cloud, slots=2, layers=layers)  # type: ignore[arg-type]
+    thing = wheel(tmp_path, "layered_thing", "1.0")
+    files = {"requirements.txt": f"--no-index\n--find-links {thing.parent}\nlayered_thing\n"}
+    script = "import layered_thing; print('have', layered_thing.version)"
+
+    for name in ("first", "second"):
+        training.create(REGION, request(name, script, files=files))
+        assert training.wait(REGION, name, 60) == "Completed"
+
+    assert "have 1.0" in logged("first")
+    assert any("Successfully installed" in line for line in logged("first"))
+    assert logged("second") == ["have 1.0"]
+    training.close()
+
+
+def test_without_namespaces_the_variables_lead_to_the_folders_and_it_is_said_once(
+    tmp_path: Path, cloud: SmallCloud
+) -> None:
+    cloud.keeper.close()
+    cloud.keeper = Keeper(isolation="")
+    training = TrainingJobs(cloud, slots=1)  # type: ignore[arg-type]
+    script = "import os; print(os.environ['SM_MODEL_DIR']); open(os.environ['SM_MODEL_DIR'] + '/w', 'w').write('w')"
+
+    for name in ("bare", "again"):
+        training.create(REGION, request(name, script))
+        assert training.wait(REGION, name, 20) == "Completed"
+
+    said, where = logged("bare")
+    assert said.startswith("This machine allows no namespaces: /opt/ml is ")
+    assert where == str(cloud.state / "jobs" / REGION / "bare" / "algo-1" / "model")
+    assert len(logged("again")) == 1
+    training.close()
+
+
+def test_without_namespaces_several_hosts_meet_at_the_loopback_address(cloud: SmallCloud) -> None:
+    cloud.keeper.close()
+    cloud.keeper = Keeper(isolation="")
+    training = TrainingJobs(cloud, slots=1)  # type: ignore[arg-type]
+    script = "import os; print(os.environ['SM_CURRENT_HOST'], os.environ['SM_MASTER_ADDR'])"
+    resources = {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1}
+
+    training.create(REGION, request("bare", script, ResourceConfig=resources))
+
+    assert training.wait(REGION, "bare", 20) == "Completed"
+    assert {"algo-1 127.0.0.1", "algo-2 127.0.0.1"} <= set(logged("bare"))
+    training.close()
+
+
+def test_jobs_start_in_the_order_in_which_they_came(training: TrainingJobs, cloud: SmallCloud) -> None:
+    for number in range(5):
+        training.create(REGION, request(f"job-{number}", "pass"))
+
+    for number in range(5):
+        assert training.wait(REGION, f"job-{number}", 20) == "Completed"
+    started = [training.describe(REGION, f"job-{number}")["TrainingStartTime"] for number in range(5)]
+    assert started == sorted(started)
+
+
+def test_each_job_has_a_port_of_its_own_to_meet_at(cloud: SmallCloud) -> None:
+    training = TrainingJobs(cloud, slots=2)  # type: ignore[arg-type]
+    script = "import os, time; print('port', os.environ['SM_MASTER_PORT'], flush=True); time.sleep(600)"
+    for name in ("one", "two"):
+        training.create(REGION, request(name, script))
+    until(lambda: bool(logged("one")) and bool(logged("two")))
+
+    assert logged("one") != logged("two")
+    training.close()

@@ -23,6 +23,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.unit.local.identity import living
 from windlass.errors import InvalidInput
 from windlass.local import LocalCloud, LocalCloudError
 from windlass.local.server import Application, _HttpServer
@@ -408,20 +409,26 @@ class TestLife:
         with LocalCloud.up(tmp_path, lifeline=True) as cloud:
             pidfile = tmp_path / "pids"
             start_job(
-                cloud, "trap '' TERM; sleep 600 & echo $$ $! > $PIDS.new; mv $PIDS.new $PIDS; wait", PIDS=str(pidfile)
+                cloud,
+                "trap '' TERM; sleep 600 & NS=$(readlink /proc/self/ns/pid);"
+                " echo $NS/$$ $NS/$! > $PIDS.new; mv $PIDS.new $PIDS; wait",
+                PIDS=str(pidfile),
             )
             deadline = time.monotonic() + 20
             while not pidfile.exists():
                 assert time.monotonic() < deadline
                 select.select([], [], [], 0.02)
-            pids = [int(word) for word in pidfile.read_text().split()]
-            assert len(pids) == 2
+            processes = pidfile.read_text().split()
+            assert len(processes) == 2
+            assert all(map(living, processes))
 
             # When it is killed
             os.kill(cloud.pid, signal.SIGKILL)
 
             # Then so is what it ran
-            assert all(map(ended, pids))
+            deadline = time.monotonic() + 15
+            while any(map(living, processes)):
+                assert time.monotonic() < deadline
 
     def test_reset_forgets_everything(self, tmp_path: Path) -> None:
         with LocalCloud.up(tmp_path, lifeline=True) as cloud:

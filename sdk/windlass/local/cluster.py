@@ -1,0 +1,109 @@
+"""The hosts of one job: ``algo-1`` to ``algo-N``, what each is told of the others, and under which address it finds them.
+
+hosts = plan({"InstanceCount": 2, "InstanceType": "ml.m5.large"}, folder)
+resource_config(hosts, hosts[0])        # resourceconfig.json of algo-1
+etc_hosts(hosts, block=3)               # algo-1 is 127.16.3.1, algo-2 is 127.16.3.2
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from windlass.local.processes import Child
+
+HOMOGENEOUS = "homogeneousCluster"
+"""What SageMaker calls the one group of a job that names none."""
+
+MOST_HOSTS = 64
+MASTER_PORT = 7777
+"""What the training toolkit tells every script. On SageMaker each host has its own ports; here all jobs share them."""
+
+
+@dataclass
+class Host:
+    """One of a job's machines.
+
+    Attributes:
+        name: ``algo-1``.
+        group: the name of its instance group.
+        folder: what it finds at ``/opt/ml``.
+        tail: the last lines that it wrote.
+    """
+
+    name: str
+    group: str
+    instance_type: str
+    folder: Path
+    child: Child | None = None
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=200))
+
+
+def groups(resources: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Name, instance type and count of each instance group of a ResourceConfig."""
+    named = resources.get("InstanceGroups")
+    if named:
+        return [(group["InstanceGroupName"], group["InstanceType"], group["InstanceCount"]) for group in named]
+    return [(HOMOGENEOUS, resources.get("InstanceType", ""), resources.get("InstanceCount", 1))]
+
+
+def plan(resources: Mapping[str, Any], folder: Path) -> list[Host]:
+    """The hosts of a ResourceConfig, numbered through all groups, each in its own folder."""
+    flat = [(group, kind) for group, kind, count in groups(resources) for _ in range(count)]
+    return [
+        Host(f"algo-{number}", group, kind, folder / f"algo-{number}")
+        for number, (group, kind) in enumerate(flat, start=1)
+    ]
+
+
+def resource_config(hosts: Sequence[Host], current: Host) -> dict[str, Any]:
+    """``resourceconfig.json``, as one host finds it."""
+    members: dict[str, list[Host]] = {}
+    for host in hosts:
+        members.setdefault(host.group, []).append(host)
+    return {
+        "current_host": current.name,
+        "current_instance_type": current.instance_type,
+        "current_group_name": current.group,
+        "hosts": [host.name for host in hosts],
+        "instance_groups": [
+            {
+                "instance_group_name": group,
+                "instance_type": inside[0].instance_type,
+                "hosts": [host.name for host in inside],
+            }
+            for group, inside in members.items()
+        ],
+        "network_interface_name": "lo",
+    }
+
+
+def etc_hosts(hosts: Sequence[Host], block: int) -> str:
+    """``/etc/hosts`` with the job's hosts first: each has an address of its own on the loopback interface.
+
+    Args:
+        block: a number that no other running job has.
+    """
+    prefix = f"127.{16 + block // 250 % 200}.{block % 250}"
+    own = "".join(f"{prefix}.{number}\t{host.name}\n" for number, host in enumerate(hosts, start=1))
+    machine = Path("/etc/hosts")
+    return own + (
+        machine.read_text(encoding="utf-8", errors="replace") if machine.exists() else "127.0.0.1\tlocalhost\n"
+    )
+
+
+def free_port(taken: set[int]) -> int:
+    """The first port from MASTER_PORT on that neither another job nor another program has."""
+    for port in range(MASTER_PORT, MASTER_PORT + 2000):
+        if port not in taken:
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("", port))
+                except OSError:
+                    continue
+                return port
+    raise OSError(f"No free port between {MASTER_PORT} and {MASTER_PORT + 2000}")
