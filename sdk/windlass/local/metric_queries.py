@@ -37,12 +37,12 @@ class MetricStat:
 
     def points(self, store: MetricStore, region: str, grid: Grid) -> Points:
         points = store.read(region, self.metric, grid.start, grid.start + grid.period * grid.length)
-        return points if self.unit is None else points[points["unit"] == UNITS.index(self.unit)]
+        return points if self.unit is None else points[points.unit == UNITS.index(self.unit)]
 
     def values(self, store: MetricStore, region: str, grid: Grid, statistic: Statistic | None = None) -> Floats:
         """One value for each period of the grid, NaN where there is none. `statistic` stands in for the own one."""
         points = self.points(store, region, grid)
-        buckets = (points["t"] - grid.start * 1000) // (grid.period * 1000)
+        buckets = (points.t - grid.start * 1000) // (grid.period * 1000)
         present, found = (statistic or self.statistic).over(points, buckets)
         values = np.full(grid.length, np.nan)
         values[present] = found

@@ -11,12 +11,14 @@ plane of endpoints, the admin path, and a guard against web pages (whoever can r
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -31,6 +33,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import ThreadedWSGIServer
 
 from windlass.local import cloud as clouds
+from windlass.local import cloudwatch
 from windlass.local.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,10 @@ NOT_IMPLEMENTED = "UnknownOperationException"
 
 class Application(DomainDispatcherApplication):  # type: ignore[misc]
     """The WSGI application of one local cloud."""
+
+    @functools.cache  # noqa: B019 - lives as long as the process; moto lists its own folder for each request
+    def get_backend_for_host(self, host: str | None) -> Any:
+        return super().get_backend_for_host(host)
 
     def __init__(self, cloud: clouds.Cloud, stop: Callable[[], None]) -> None:
         super().__init__(_create_app)
@@ -59,6 +66,8 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
                 return self._admin(environ, start_response)
             if path.startswith("/endpoints/") and "invocations" in path:
                 return self.cloud.hosting.invoke(environ, start_response)
+            if done := cloudwatch.put_at_once(self.cloud, environ):
+                return _answer(start_response, 200, *done, [("x-amzn-RequestId", str(uuid.uuid4()))])
             if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
                 self.cloud.reset()
             answer: Iterable[bytes] = super().__call__(environ, start_response)
@@ -266,7 +275,7 @@ def _create_app(service: str) -> Any:
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    from windlass.local import bucket_policy, cloudwatch, sagemaker
+    from windlass.local import bucket_policy, sagemaker
 
     bucket_policy.register()
     cloudwatch.register(cloud)
