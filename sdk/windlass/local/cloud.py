@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from windlass.local.clock import Clock, SystemClock
+from windlass.local.clock import Clock, Pace, SystemClock
 from windlass.local.processes import Keeper
 
 ACCOUNT = "123456789012"
@@ -26,9 +26,10 @@ class Cloud:
     Args:
         state: its own folder, with subfolders ``jobs/<name>/``, ``endpoints/<name>/`` and the metrics.
         url: where its own API answers: what the processes in it are told.
+        speed: how many times faster alarm periods, bakes and schedules run. Timestamps, jobs and latencies stay real.
     """
 
-    def __init__(self, state: Path, url: str, clock: Clock | None = None) -> None:
+    def __init__(self, state: Path, url: str, clock: Clock | None = None, speed: float = 1) -> None:
         # Late, because the parts import this module.
         from windlass.local.alarms import AlarmEngine
         from windlass.local.cloudwatch import MetricStore
@@ -41,11 +42,13 @@ class Cloud:
         self.state = state
         self.url = url
         self.clock: Clock = clock or SystemClock()
+        self.pace = Pace(self.clock, speed)
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
         self.keeper = Keeper()
-        self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
+        # A minute of an alarm may be shorter than a real one.
+        self.metrics = MetricStore(state / "metrics.sqlite", self.clock, 60 if speed == 1 else 0.01)
         self.events = EventBus(self.clock)
-        self.alarms = AlarmEngine(self.metrics, self.events, self.clock)
+        self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace)
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)

@@ -15,14 +15,14 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from windlass.local.clock import Clock
+from windlass.local.clock import Clock, Pace
 from windlass.local.statistics import POINT, UNITS, Points, Rows
 
 _JOURNAL_ROWS = 65_536
@@ -98,10 +98,12 @@ class MetricStore:
     Args:
         path: the SQLite file; it is created, or opened with what it holds.
         clock: the time of points that come without one.
+        minute: real seconds to which the time of points of standard resolution is rounded.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, path: Path, clock: Clock, minute: float = 60) -> None:
+        self._clock, self.minute = clock, minute
+        self._minute_ms = round(minute * 1000)
         self._lock = threading.RLock()
         self._unit_codes = {unit: code for code, unit in enumerate(UNITS)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ class MetricStore:
         series = self._series.get((region, metric)) or self._create(region, metric)
         t, fine, code = int(at * 1000), 1, self._unit_codes[unit]
         if resolution != 1:
-            t, fine = t // 60_000 * 60_000, 0
+            t, fine = t // self._minute_ms * self._minute_ms, 0
         for value, count in samples:
             rows.append((t, value * count, count, value, value, series.id, code, fine))
         if summary is not None:
@@ -286,6 +288,25 @@ class MetricStore:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+class PacedMetrics:
+    """The metrics of a store on the time of a `Pace`: what alarms look at."""
+
+    def __init__(self, store: MetricStore, pace: Pace) -> None:
+        self._store, self._pace = store, pace
+
+    def read(self, region: str, metric: Metric, start: float, end: float) -> Points:
+        """As :meth:`MetricStore.read`, with all times, in and out, those of the pace."""
+        points = self._store.read(region, metric, self._pace.true(start), self._pace.true(end))
+        if self._pace.speed == 1:
+            return points
+        zero = self._pace.of(0) * 1000
+        return replace(points, t=np.floor(zero + points.t * self._pace.speed + 0.5).astype(np.int64))
+
+    def metrics(self, region: str, newer_than: float) -> list[tuple[int, Metric]]:
+        """As :meth:`MetricStore.metrics`."""
+        return self._store.metrics(region, self._pace.true(newer_than))
 
 
 def _between(points: Points, first: int, last: int) -> Points:

@@ -85,7 +85,12 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
     def _admin(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         what = (environ["REQUEST_METHOD"], environ["PATH_INFO"].removeprefix("/_windlass/"))
         if what == ("GET", "health"):
-            facts = {"pid": os.getpid(), "state": str(self.cloud.state), "url": self.cloud.url}
+            facts = {
+                "pid": os.getpid(),
+                "state": str(self.cloud.state),
+                "url": self.cloud.url,
+                "speed": self.cloud.pace.speed,
+            }
             return _answer(start_response, 200, "application/json", json.dumps(facts).encode())
         if what == ("POST", "stop"):
             threading.Timer(0.05, self.stop).start()
@@ -99,16 +104,19 @@ class Server:
     Args:
         state: the folder of this cloud's state.
         port: 0 takes a free one.
+        speed: how many times faster alarm periods, bakes and schedules run.
 
     Raises:
         OSError: the port is taken.
     """
 
-    def __init__(self, state: Path, port: int = 0, host: str = "127.0.0.1", clock: Clock | None = None) -> None:
+    def __init__(
+        self, state: Path, port: int = 0, host: str = "127.0.0.1", clock: Clock | None = None, speed: float = 1
+    ) -> None:
         listener = socket.create_server((host, port), backlog=128)
         self.url = f"http://{host}:{listener.getsockname()[1]}"
         os.environ["MOTO_PORT"] = str(listener.getsockname()[1])
-        self.cloud = clouds.Cloud(state, self.url, clock)
+        self.cloud = clouds.Cloud(state, self.url, clock, speed)
         clouds.install(self.cloud)
         _extend_moto(self.cloud)
         self._http = _HttpServer(host, listener, Application(self.cloud, self.stop))
