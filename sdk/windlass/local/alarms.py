@@ -16,6 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -51,8 +52,24 @@ _TICK_SECONDS, _FAST_TICK_SECONDS = 0.5, 0.1
 _HISTORY_ITEMS = 10_000
 _HISTORY_SECONDS = 30 * 86_400  # AWS keeps it that long
 
-Act = Callable[[Alarm, str, str, str], None]
-"""(alarm, action ARN, message, subject): execute one action. Raises Undeliverable."""
+
+@dataclass(frozen=True)
+class Change:
+    """What an action tells of a change of state.
+
+    Attributes:
+        message: what a topic gets: a notification, as JSON.
+        detail: what a function gets: the alarm with its state, the one before, and its configuration.
+    """
+
+    message: str
+    subject: str
+    time: str
+    detail: dict[str, Any]
+
+
+Act = Callable[[Alarm, str, Change], None]
+"""(alarm, action ARN, change): execute one action. Raises Undeliverable."""
 
 
 class AlarmEngine:
@@ -288,19 +305,17 @@ class AlarmEngine:
         }
         self._record(alarm, "StateUpdate", f"Alarm updated from {before[0]} to {state}", data)
         log.info("Alarm '%s': %s -> %s: %s", alarm.name, before[0], state, reason)
-        self._send(
-            alarm,
-            "CloudWatch Alarm State Change",
-            {
-                "state": event_state(state, reason, reason_data, now),
-                "previousState": event_state(*before),
-                "configuration": event_configuration(alarm),
-            },
-        )
+        detail = {
+            "state": event_state(state, reason, reason_data, now),
+            "previousState": event_state(*before),
+            "configuration": event_configuration(alarm),
+        }
+        self._send(alarm, "CloudWatch Alarm State Change", detail)
         if alarm.settings["ActionsEnabled"]:
-            message, subject = json.dumps(notification(alarm, before[0])), subject_of(alarm)
+            message = json.dumps(notification(alarm, before[0]))
+            change = Change(message, subject_of(alarm), timestamp(now), {"alarmName": alarm.name, **detail})
             for action in alarm.actions(state):
-                self._events.later(partial(self._act, alarm, action, message, subject))
+                self._events.later(partial(self._act, alarm, action, change))
 
     def _configured(self, alarm: Alarm, what: str) -> None:
         past = {"create": "created", "update": "updated", "delete": "deleted"}[what]
@@ -327,21 +342,21 @@ class AlarmEngine:
             },
         )
 
-    def _act(self, alarm: Alarm, action: str, message: str, subject: str) -> None:
+    def _act(self, alarm: Alarm, action: str, change: Change) -> None:
         """One action, on the delivery thread; how it went is in the alarm's history."""
         service = action.split(":")[2] if action.count(":") >= 5 else ""
         error = None
         try:
             if service not in self._actions:
                 raise Undeliverable(f"the local cloud executes no alarm actions of {service or action}")
-            self._actions[service](alarm, action, message, subject)
+            self._actions[service](alarm, action, change)
         except Undeliverable as undeliverable:
             error = str(undeliverable)
             log.warning("Alarm '%s': action %s failed: %s", alarm.name, action, error)
         data = {
             "actionState": "Failed" if error else "Succeeded",
             "notificationResource": action,
-            "publishedMessage": json.loads(message),
+            "publishedMessage": json.loads(change.message),
             "error": error,
         }
         done = (
@@ -352,8 +367,8 @@ class AlarmEngine:
         with self._lock:
             self._record(alarm, "Action", done, data)
 
-    def _publish(self, alarm: Alarm, action: str, message: str, subject: str) -> None:
-        self._events.publish(action, message, subject)
+    def _publish(self, alarm: Alarm, action: str, change: Change) -> None:
+        self._events.publish(action, change.message, change.subject)
 
     def _record(self, alarm: Alarm, kind: str, summary: str, data: Mapping[str, Any]) -> None:
         self._history.append(

@@ -34,6 +34,7 @@ class Cloud:
         from windlass.local.alarms import AlarmEngine
         from windlass.local.cloudwatch import MetricStore
         from windlass.local.events import EventBus
+        from windlass.local.functions import Functions
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
         from windlass.local.registry import Registry
@@ -47,8 +48,9 @@ class Cloud:
         self.keeper = Keeper()
         # A minute of an alarm may be shorter than a real one.
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock, 60 if speed == 1 else 0.01)
-        self.events = EventBus(self.clock)
+        self.events = EventBus(self.clock, self.pace)
         self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace)
+        self.functions = Functions(self)
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
@@ -67,6 +69,7 @@ class Cloud:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
         self.jobs.reset()
         self.hosting.reset()
+        self.functions.reset()
         self.keeper.kill_all()
         self.tags.clear()
         self.registry.reset()
@@ -78,6 +81,7 @@ class Cloud:
         """End every child and thread."""
         self.jobs.close()
         self.hosting.close()
+        self.functions.close()
         self.keeper.close()
         self.alarms.close()
         self.events.close()

@@ -611,4 +611,5 @@ def register(cloud: HasCloudWatch) -> None:
     cloudwatch_backends.clear()
     # Alarms change EventBridge's state of affairs too, so the two come together.
     local_events.register(cloud)
+    cloud.events.start()
     cloud.alarms.start()

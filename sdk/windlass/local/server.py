@@ -283,9 +283,11 @@ def _create_app(service: str) -> Any:
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    from windlass.local import bucket_policy, sagemaker
+    from windlass.local import bucket_policy, functions, notifications, sagemaker
 
     bucket_policy.register()
+    functions.register(cloud)
+    notifications.register(cloud.events, cloud.functions)
     cloudwatch.register(cloud)
     sagemaker.register(cloud)
 
