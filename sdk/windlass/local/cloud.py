@@ -6,12 +6,17 @@ moto builds its backends by itself, late, from classes. So the parts that answer
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from windlass.local.clock import Clock, Pace, SystemClock
 from windlass.local.processes import Keeper
+
+if TYPE_CHECKING:
+    from windlass.local.functions import Functions
 
 ACCOUNT = "123456789012"
 """The account of everything in a local cloud; moto's own default."""
@@ -34,7 +39,6 @@ class Cloud:
         from windlass.local.alarms import AlarmEngine
         from windlass.local.cloudwatch import MetricStore
         from windlass.local.events import EventBus
-        from windlass.local.functions import Functions
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
         from windlass.local.registry import Registry
@@ -50,10 +54,18 @@ class Cloud:
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock, 60 if speed == 1 else 0.01)
         self.events = EventBus(self.clock, self.pace)
         self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace)
-        self.functions = Functions(self)
+        self.events.support("lambda", lambda *given: self.functions.target(*given))
+        self.alarms.support("lambda", lambda *given: self.functions.act(*given))
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
+
+    @functools.cached_property
+    def functions(self) -> Functions:
+        """Lambda functions. Built on first use: most sessions have none, and what they need takes a while to load."""
+        from windlass.local.functions import Functions
+
+        return Functions(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -69,7 +81,8 @@ class Cloud:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
         self.jobs.reset()
         self.hosting.reset()
-        self.functions.reset()
+        if "functions" in vars(self):
+            self.functions.reset()
         self.keeper.kill_all()
         self.tags.clear()
         self.registry.reset()
@@ -81,7 +94,8 @@ class Cloud:
         """End every child and thread."""
         self.jobs.close()
         self.hosting.close()
-        self.functions.close()
+        if "functions" in vars(self):
+            self.functions.close()
         self.keeper.close()
         self.alarms.close()
         self.events.close()

@@ -35,7 +35,7 @@ from moto.sts.models import sts_backends
 
 from windlass.local import roles, storage, validation
 from windlass.local.alarm_settings import Alarm
-from windlass.local.alarms import AlarmEngine, Change
+from windlass.local.alarms import Change
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.events import EventBus, Undeliverable
@@ -240,6 +240,25 @@ class Functions:
         if function is None:
             raise Undeliverable(f"the function {arn} does not exist")
         self.invoke_later(function, event)
+
+    def target(self, target: Mapping[str, Any], text: str, event: Mapping[str, Any]) -> None:
+        """What EventBridge does with a function that is a target of a rule, or a destination of another function."""
+        if rule := target["RuleArn"]:
+            self.deliver(target["Arn"], text, "events.amazonaws.com", rule)
+        else:
+            self.deliver_freely(target["Arn"], text)
+
+    def act(self, alarm: Alarm, action: str, change: Change) -> None:
+        """What an alarm does with a function that is its action."""
+        payload = {
+            "source": "aws.cloudwatch",
+            "alarmArn": alarm.arn,
+            "accountId": ACCOUNT,
+            "time": change.time,
+            "region": alarm.region,
+            "alarmData": change.detail,
+        }
+        self.deliver(action, json.dumps(payload), "lambda.alarms.cloudwatch.amazonaws.com", alarm.arn)
 
     def _submit(self, attempt: _Attempt) -> None:
         with self._lock:
@@ -589,40 +608,9 @@ def _like(pattern: str, text: str) -> bool:
     return fnmatch.fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
-class HasRunningFunctions(Protocol):
-    """What `register` needs of the local cloud."""
-
-    @property
-    def functions(self) -> Functions: ...
-    @property
-    def events(self) -> EventBus: ...
-    @property
-    def alarms(self) -> AlarmEngine: ...
-
-
-def register(cloud: HasRunningFunctions) -> None:
-    """Put our functions in the place of moto's, before its first request, and let events and alarms reach them."""
-    functions = cloud.functions
+def register(functions: Functions) -> None:
+    """Put our functions in the place of moto's, before the first is made. A second call changes nothing."""
+    if getattr(lambda_backends.backend, "functions", None) is functions:
+        return
     lambda_backends.backend = type("RegisteredLambdaBackend", (LocalLambdaBackend,), {"functions": functions})
     lambda_backends.clear()
-
-    def target(given: Mapping[str, Any], text: str, event: Mapping[str, Any]) -> None:
-        rule = given["RuleArn"]
-        if rule:
-            functions.deliver(given["Arn"], text, "events.amazonaws.com", rule)
-        else:  # a destination of a function, which its role allows
-            functions.deliver_freely(given["Arn"], text)
-
-    def act(alarm: Alarm, action: str, change: Change) -> None:
-        payload = {
-            "source": "aws.cloudwatch",
-            "alarmArn": alarm.arn,
-            "accountId": ACCOUNT,
-            "time": change.time,
-            "region": alarm.region,
-            "alarmData": change.detail,
-        }
-        functions.deliver(action, json.dumps(payload), "lambda.alarms.cloudwatch.amazonaws.com", alarm.arn)
-
-    cloud.events.support("lambda", target)
-    cloud.alarms.support("lambda", act)

@@ -10,6 +10,7 @@ import json
 import logging
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -19,7 +20,6 @@ from moto.sns import models
 from werkzeug.exceptions import HTTPException
 
 from windlass.local.events import EventBus, Undeliverable
-from windlass.local.functions import Functions
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,15 @@ ATTEMPTS, PAUSE_SECONDS = 4, 20
 
 _TIMEOUT_SECONDS = 15.0
 
+Invoke = Callable[[str, str, str, str], None]
+"""(ARN of a function, event, the service that asks, the resource it asks for): invoke it. Raises Undeliverable."""
+
 
 class LocalSubscription(models.Subscription):  # type: ignore[misc]
     """moto's record, with our delivery."""
 
     events: ClassVar[EventBus]
-    functions: ClassVar[Functions]
+    invoke: ClassVar[staticmethod[[str, str, str, str], None]]
 
     def publish(
         self,
@@ -72,9 +75,8 @@ class LocalSubscription(models.Subscription):  # type: ignore[misc]
             "Sns": {"Subject": None, "MessageAttributes": {}, **_as_function_sees_it(notification)},
         }
         try:
-            self.functions.deliver(
-                self.endpoint, json.dumps({"Records": [record]}), "sns.amazonaws.com", self.topic_arn
-            )
+            text = json.dumps({"Records": [record]})
+            self.invoke(self.endpoint, text, "sns.amazonaws.com", self.topic_arn)
         except Undeliverable as error:
             self._give_up(notification["Message"], str(error))
 
@@ -126,6 +128,7 @@ def _as_function_sees_it(notification: dict[str, Any]) -> dict[str, Any]:
     return {renamed.get(name, name): value for name, value in notification.items()}
 
 
-def register(events: EventBus, functions: Functions) -> None:
+def register(events: EventBus, invoke: Invoke) -> None:
     """Put our subscriptions in the place of moto's, before the first is made."""
-    models.Subscription = type("Subscription", (LocalSubscription,), {"events": events, "functions": functions})
+    parts = {"events": events, "invoke": staticmethod(invoke)}
+    models.Subscription = type("Subscription", (LocalSubscription,), parts)

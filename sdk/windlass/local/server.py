@@ -276,6 +276,10 @@ class _Body:
 
 def _create_app(service: str) -> Any:
     """moto makes one application for each service, at its first request."""
+    if service in ("lambda", "awslambda", "cloudformation"):
+        from windlass.local import functions
+
+        functions.register(clouds.current().functions)
     if service == "cloudformation":
         import windlass.local.cloudformation  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
     return create_backend_app(service)
@@ -283,11 +287,10 @@ def _create_app(service: str) -> Any:
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    from windlass.local import bucket_policy, functions, notifications, sagemaker
+    from windlass.local import bucket_policy, notifications, sagemaker
 
     bucket_policy.register()
-    functions.register(cloud)
-    notifications.register(cloud.events, cloud.functions)
+    notifications.register(cloud.events, lambda *given: cloud.functions.deliver(*given))
     cloudwatch.register(cloud)
     sagemaker.register(cloud)
 

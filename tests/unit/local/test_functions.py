@@ -78,9 +78,10 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             started.url,
         )
         functions = Functions(host)
-        host.functions = functions  # type: ignore[attr-defined]
-        local_functions.register(host)  # type: ignore[arg-type]
-        notifications.register(started.events, functions)
+        local_functions.register(functions)
+        notifications.register(started.events, functions.deliver)
+        started.events.support("lambda", functions.target)
+        started.alarms.support("lambda", functions.act)
         try:
             yield Running(started, functions)
         finally:
