@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 State = Annotated[Path, typer.Option("--state", envvar="WINDLASS_STATE", help="Its folder.")]
+Speed = Annotated[
+    float, typer.Option("--speed", help="Alarm periods, bakes and schedules run so many times faster; jobs do not.")
+]
 _STATE = Path(".windlass")
 
 
 @app.command()
-def up(state: State = _STATE, port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 0) -> None:
+def up(
+    state: State = _STATE,
+    port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 0,
+    speed: Speed = 1,
+) -> None:
     """Start a local cloud and print the exports: eval "$(windlass local up)"."""
-    cloud = _server().up(state, port)
+    cloud = _server().up(state, port, speed=speed)
     for name, value in cloud.env.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
     show.say(f"The local cloud runs as process {cloud.pid}; its log is {cloud.state / 'server.log'}.")
@@ -87,11 +94,12 @@ def run(
         Path | None, typer.Option("--state", help="Keep its state here; by default it is thrown away.")
     ] = None,
     foundation: Annotated[bool, typer.Option("--foundation", help="Deploy the foundation first.")] = False,
+    speed: Speed = 1,
 ) -> None:
     """Run one command inside a fresh local cloud: windlass local run -- python train.py."""
     with (
         tempfile.TemporaryDirectory(prefix="windlass-") as scratch,
-        _server().up(state or Path(scratch) / "state", lifeline=True) as cloud,
+        _server().up(state or Path(scratch) / "state", lifeline=True, speed=speed) as cloud,
     ):
         environment = {**os.environ, **cloud.env}
         code = 0

@@ -52,7 +52,14 @@ class LocalCloud:
 
     @classmethod
     def up(
-        cls, state: Path, port: int = 0, *, lifeline: bool = False, region: str = "us-east-1", host: str = "127.0.0.1"
+        cls,
+        state: Path,
+        port: int = 0,
+        *,
+        lifeline: bool = False,
+        region: str = "us-east-1",
+        host: str = "127.0.0.1",
+        speed: float = 1,
     ) -> Self:
         """Start one, and return when it answers.
 
@@ -60,11 +67,16 @@ class LocalCloud:
             state: its folder; one server at a time may use it.
             port: 0 takes a free one.
             lifeline: end it as soon as this process ends, however that comes about.
+            speed: how many times faster alarm periods, bakes and schedules run. Timestamps, jobs and latencies stay real.
 
         Raises:
-            InvalidInput: another server uses that folder.
+            InvalidInput: another server uses that folder, or the speed is not more than 0.
             LocalCloudError: it died on the way; the message holds what it said.
         """
+        if not 0 < speed <= 10_000:
+            raise InvalidInput(
+                f"The speed is {speed:g}", where="Starting the local cloud", hint="Give more than 0, up to 10000."
+            )
         state = state.resolve()
         state.mkdir(parents=True, exist_ok=True)
         if running := cls.find(state):
@@ -77,6 +89,7 @@ class LocalCloud:
         alive_end, alive = os.pipe() if lifeline else (None, None)
         inherited = [fd for fd in (ready_end, alive_end) if fd is not None]
         command = [sys.executable, "-m", "windlass.local", "--state", str(state), "--port", str(port), "--host", host]
+        command += [] if speed == 1 else ["--speed", str(speed)]
         command += ["--ready", str(ready_end)] + (["--lifeline", str(alive_end)] if lifeline else [])
         logfile = state / "server.log"
         try:

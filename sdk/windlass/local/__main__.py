@@ -27,6 +27,9 @@ def main() -> int:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; whoever reaches it can run programs here"
     )
+    parser.add_argument(
+        "--speed", type=float, default=1, metavar="N", help="alarm periods, bakes and schedules run N times faster"
+    )
     parser.add_argument("--lifeline", type=int, metavar="FD", help="end when this file descriptor reads EOF")
     parser.add_argument("--ready", type=int, metavar="FD", help="write one line of JSON with url and pid there when up")
     options = parser.parse_args()
@@ -38,7 +41,7 @@ def main() -> int:
 
     try:
         with claimed(state):
-            server = Server(state, port=options.port, host=options.host)
+            server = Server(state, port=options.port, host=options.host, speed=options.speed)
             for signum in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(signum, lambda *_: server.stop())
             if options.lifeline is not None:

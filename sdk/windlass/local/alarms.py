@@ -16,6 +16,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -34,12 +35,12 @@ from windlass.local.alarm_messages import (
 )
 from windlass.local.alarm_rules import AlarmRule
 from windlass.local.alarm_settings import Alarm, Condition, HistoryItem, composite_alarm, metric_alarm
-from windlass.local.clock import Clock
+from windlass.local.clock import Clock, Pace
 from windlass.local.events import EventBus, Undeliverable
 from windlass.local.faults import Fault
 from windlass.local.metric_math import Grid
 from windlass.local.metric_queries import Evaluation
-from windlass.local.metric_store import MetricStore
+from windlass.local.metric_store import MetricStore, PacedMetrics
 from windlass.local.statistics import Statistic
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,28 @@ log = logging.getLogger(__name__)
 STATES = ("OK", "ALARM", "INSUFFICIENT_DATA")
 
 _SETTLE_SECONDS = 1.0  # after a period's end, for data that is on its way
-_TICK_SECONDS = 0.5
+_TICK_SECONDS, _FAST_TICK_SECONDS = 0.5, 0.1
 _HISTORY_ITEMS = 10_000
 _HISTORY_SECONDS = 30 * 86_400  # AWS keeps it that long
 
-Act = Callable[[Alarm, str, str, str], None]
-"""(alarm, action ARN, message, subject): execute one action. Raises Undeliverable."""
+
+@dataclass(frozen=True)
+class Change:
+    """What an action tells of a change of state.
+
+    Attributes:
+        message: what a topic gets: a notification, as JSON.
+        detail: what a function gets: the alarm with its state, the one before, and its configuration.
+    """
+
+    message: str
+    subject: str
+    time: str
+    detail: dict[str, Any]
+
+
+Act = Callable[[Alarm, str, Change], None]
+"""(alarm, action ARN, change): execute one action. Raises Undeliverable."""
 
 
 class AlarmEngine:
@@ -61,10 +78,13 @@ class AlarmEngine:
     Args:
         metrics: where the data points are.
         events: where state changes go.
-        clock: what says that a period is over.
+        clock: the time of all that happens.
+        pace: what says that a period is over; by default the clock.
     """
 
-    def __init__(self, metrics: MetricStore, events: EventBus, clock: Clock) -> None:
+    def __init__(self, metrics: MetricStore, events: EventBus, clock: Clock, pace: Pace | None = None) -> None:
+        self._pace = pace or Pace(clock)
+        self._paced = PacedMetrics(metrics, self._pace)
         self._metrics, self._events, self._clock = metrics, events, clock
         self._lock = threading.RLock()
         self._alarms: dict[tuple[str, str], Alarm] = {}
@@ -202,7 +222,7 @@ class AlarmEngine:
                 self._evaluate_composites(region, now)
 
     def _evaluate_if_due(self, alarm: Alarm, condition: Condition, now: float) -> None:
-        end = int((now - _SETTLE_SECONDS) // condition.step * condition.step)
+        end = int(self._pace.of(now - _SETTLE_SECONDS) // condition.step * condition.step)
         seen = (end, *(self._metrics.version(alarm.region, metric) for metric in condition.metrics))
         if seen == alarm.seen:
             return
@@ -223,18 +243,16 @@ class AlarmEngine:
             self._change(alarm, verdict.state, reason, reason_data(condition, verdict, now), now)
 
     def _datapoints(self, alarm: Alarm, condition: Condition, grid: Grid) -> list[Datapoint]:
-        _, lines = Evaluation(self._metrics, alarm.region, condition.queries, lambda _: grid).result(
-            condition.watched.id
-        )
+        _, lines = Evaluation(self._paced, alarm.region, condition.queries, lambda _: grid).result(condition.watched.id)
         if len(lines) != 1:
             raise Fault("ValidationError", f"The expression gives {len(lines)} time series; an alarm watches one.")
         stat = condition.stat
         counts = np.full(grid.length, np.nan)
         if stat is not None:
-            counts = stat.values(self._metrics, alarm.region, grid, Statistic.parse("SampleCount"))
+            counts = stat.values(self._paced, alarm.region, grid, Statistic.parse("SampleCount"))
         return [
             Datapoint(
-                float(start),
+                self._pace.true(float(start)),
                 None if np.isnan(value) else float(value),
                 None if np.isnan(count) else float(count),
                 stat is None or stat.statistic.enough_samples(float(count)),
@@ -287,19 +305,17 @@ class AlarmEngine:
         }
         self._record(alarm, "StateUpdate", f"Alarm updated from {before[0]} to {state}", data)
         log.info("Alarm '%s': %s -> %s: %s", alarm.name, before[0], state, reason)
-        self._send(
-            alarm,
-            "CloudWatch Alarm State Change",
-            {
-                "state": event_state(state, reason, reason_data, now),
-                "previousState": event_state(*before),
-                "configuration": event_configuration(alarm),
-            },
-        )
+        detail = {
+            "state": event_state(state, reason, reason_data, now),
+            "previousState": event_state(*before),
+            "configuration": event_configuration(alarm),
+        }
+        self._send(alarm, "CloudWatch Alarm State Change", detail)
         if alarm.settings["ActionsEnabled"]:
-            message, subject = json.dumps(notification(alarm, before[0])), subject_of(alarm)
+            message = json.dumps(notification(alarm, before[0]))
+            change = Change(message, subject_of(alarm), timestamp(now), {"alarmName": alarm.name, **detail})
             for action in alarm.actions(state):
-                self._events.later(partial(self._act, alarm, action, message, subject))
+                self._events.later(partial(self._act, alarm, action, change))
 
     def _configured(self, alarm: Alarm, what: str) -> None:
         past = {"create": "created", "update": "updated", "delete": "deleted"}[what]
@@ -326,21 +342,21 @@ class AlarmEngine:
             },
         )
 
-    def _act(self, alarm: Alarm, action: str, message: str, subject: str) -> None:
+    def _act(self, alarm: Alarm, action: str, change: Change) -> None:
         """One action, on the delivery thread; how it went is in the alarm's history."""
         service = action.split(":")[2] if action.count(":") >= 5 else ""
         error = None
         try:
             if service not in self._actions:
                 raise Undeliverable(f"the local cloud executes no alarm actions of {service or action}")
-            self._actions[service](alarm, action, message, subject)
+            self._actions[service](alarm, action, change)
         except Undeliverable as undeliverable:
             error = str(undeliverable)
             log.warning("Alarm '%s': action %s failed: %s", alarm.name, action, error)
         data = {
             "actionState": "Failed" if error else "Succeeded",
             "notificationResource": action,
-            "publishedMessage": json.loads(message),
+            "publishedMessage": json.loads(change.message),
             "error": error,
         }
         done = (
@@ -351,8 +367,8 @@ class AlarmEngine:
         with self._lock:
             self._record(alarm, "Action", done, data)
 
-    def _publish(self, alarm: Alarm, action: str, message: str, subject: str) -> None:
-        self._events.publish(action, message, subject)
+    def _publish(self, alarm: Alarm, action: str, change: Change) -> None:
+        self._events.publish(action, change.message, change.subject)
 
     def _record(self, alarm: Alarm, kind: str, summary: str, data: Mapping[str, Any]) -> None:
         self._history.append(
@@ -376,7 +392,7 @@ class AlarmEngine:
             except Exception:
                 # One alarm that we cannot evaluate must not end the evaluation of all.
                 log.exception("Evaluating the alarms failed inside the local cloud")
-            self._clock.sleep(_TICK_SECONDS)
+            self._clock.sleep(_TICK_SECONDS if self._pace.speed <= 1 else _FAST_TICK_SECONDS)
 
     def reset(self) -> None:
         """Forget all alarms and their history."""

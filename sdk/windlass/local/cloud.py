@@ -6,12 +6,17 @@ moto builds its backends by itself, late, from classes. So the parts that answer
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from windlass.local.clock import Clock, SystemClock
+from windlass.local.clock import Clock, Pace, SystemClock
 from windlass.local.processes import Keeper
+
+if TYPE_CHECKING:
+    from windlass.local.functions import Functions
 
 ACCOUNT = "123456789012"
 """The account of everything in a local cloud; moto's own default."""
@@ -26,9 +31,10 @@ class Cloud:
     Args:
         state: its own folder, with subfolders ``jobs/<name>/``, ``endpoints/<name>/`` and the metrics.
         url: where its own API answers: what the processes in it are told.
+        speed: how many times faster alarm periods, bakes and schedules run. Timestamps, jobs and latencies stay real.
     """
 
-    def __init__(self, state: Path, url: str, clock: Clock | None = None) -> None:
+    def __init__(self, state: Path, url: str, clock: Clock | None = None, speed: float = 1) -> None:
         # Late, because the parts import this module.
         from windlass.local.alarms import AlarmEngine
         from windlass.local.cloudwatch import MetricStore
@@ -45,11 +51,15 @@ class Cloud:
         self.state = state
         self.url = url
         self.clock: Clock = clock or SystemClock()
+        self.pace = Pace(self.clock, speed)
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
         self.keeper = Keeper()
-        self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
-        self.events = EventBus(self.clock)
-        self.alarms = AlarmEngine(self.metrics, self.events, self.clock)
+        # A minute of an alarm may be shorter than a real one.
+        self.metrics = MetricStore(state / "metrics.sqlite", self.clock, 60 if speed == 1 else 0.01)
+        self.events = EventBus(self.clock, self.pace)
+        self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace)
+        self.events.support("lambda", lambda *given: self.functions.target(*given))
+        self.alarms.support("lambda", lambda *given: self.functions.act(*given))
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
@@ -57,6 +67,13 @@ class Cloud:
         self.transform = TransformJobs(self)
         self.tuning = TuningJobs(self)
         self.pipelines = Pipelines(self)
+
+    @functools.cached_property
+    def functions(self) -> Functions:
+        """Lambda functions. Built on first use: most sessions have none, and what they need takes a while to load."""
+        from windlass.local.functions import Functions
+
+        return Functions(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -76,6 +93,8 @@ class Cloud:
         self.transform.reset()
         self.jobs.reset()
         self.hosting.reset()
+        if "functions" in vars(self):
+            self.functions.reset()
         self.keeper.kill_all()
         self.tags.clear()
         self.registry.reset()
@@ -91,6 +110,8 @@ class Cloud:
         self.transform.close()
         self.jobs.close()
         self.hosting.close()
+        if "functions" in vars(self):
+            self.functions.close()
         self.keeper.close()
         self.alarms.close()
         self.events.close()

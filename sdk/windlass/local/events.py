@@ -5,7 +5,8 @@
 
 Rules, buses and patterns are moto's records. Delivery is ours, on one thread, so that neither an alarm nor a request waits for
 a slow subscriber. Targets: SNS, SQS, CloudWatch Logs and other buses; `support` adds more. A target that cannot be delivered
-to is refused when it is put, never skipped in silence.
+to is refused when it is put, never skipped in silence. What fails for the moment is tried again, and what fails for good goes
+to the dead-letter queue of the target.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import threading
 import types
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -32,21 +34,45 @@ from moto.sns.models import sns_backends
 from moto.sqs.models import sqs_backends
 from werkzeug.exceptions import HTTPException
 
+from windlass.local.agenda import Agenda
 from windlass.local.clock import Clock, SystemClock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
+from windlass.local.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
 Deliver = Callable[[Mapping[str, Any], str, Event], None]
-"""(target, input, event): send `input`, the text that the target is to get. Raises Undeliverable."""
+"""(target, input, event): send `input`, the text that the target is to get. Raises Undeliverable.
+
+`target` is what PutTargets got, with the RuleArn that it belongs to.
+"""
 
 _MOST_ENTRIES = 10
+_RETRIES, _OLDEST_SECONDS = 185, 86_400  # AWS's defaults of a RetryPolicy
+_LONGEST_PAUSE_SECONDS = 600
 
 
 class Undeliverable(Exception):
     """A message could not be delivered; str() says why."""
+
+
+class Unavailable(Undeliverable):
+    """It could not be delivered now, but may be later."""
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """One event on its way to one target."""
+
+    rule: Any
+    target: Mapping[str, Any]
+    event: Event
+    ingested: float
+    forwarded: bool
+    since: float
+    attempt: int = 1
 
 
 class EventBus:
@@ -54,10 +80,17 @@ class EventBus:
 
     Args:
         clock: the time of events that come without one.
+        pace: what schedules and pauses between attempts go by; by default the clock.
+
+    Attributes:
+        agenda: what is to be delivered later.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, pace: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
+        self.pace: Clock = pace or self._clock
+        self.agenda = Agenda(self.pace, self.later)
+        self._schedules: dict[tuple[str, str, str], object] = {}
         self._deliverers: dict[str, Deliver] = {"sns": self._to_sns, "sqs": self._to_sqs, "logs": self._to_logs}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
@@ -105,14 +138,16 @@ class EventBus:
             # An archive: moto's own record of past events.
             rule.send_to_targets({**event, "ingestion-time": now})
             return
+        since = self.pace.now()
         for target in list(rule.targets):
-            self.later(partial(self._deliver, rule, target, event, now, forwarded))
+            self.later(partial(self._deliver, _Delivery(rule, target, event, now, forwarded, since)))
 
-    def _deliver(self, rule: Any, target: Mapping[str, Any], event: Event, now: float, forwarded: bool) -> None:
+    def _deliver(self, delivery: _Delivery) -> None:
+        rule, target, event = delivery.rule, delivery.target, delivery.event
         arn = str(target["Arn"])
         try:
             if _is_bus(arn):
-                if forwarded:
+                if delivery.forwarded:
                     raise Undeliverable("an event that came from another bus goes to no third one")
                 _, _, _, region, account, resource = arn.split(":", 5)
                 self.put(region, event, bus=resource.removeprefix("event-bus/"), account=account, forwarded=True)
@@ -120,9 +155,109 @@ class EventBus:
             deliver = self._deliverers.get(_service(arn))
             if deliver is None:
                 raise Undeliverable(f"the local cloud delivers no events to {_service(arn)}")
-            deliver(target, target_input(target, event, rule_arn=rule.arn, rule_name=rule.name, ingested=now), event)
+            text = target_input(target, event, rule_arn=rule.arn, rule_name=rule.name, ingested=delivery.ingested)
+            deliver({**target, "RuleArn": rule.arn}, text, event)
+        except Unavailable as error:
+            policy = target.get("RetryPolicy") or {}
+            pause = min(2.0**delivery.attempt, _LONGEST_PAUSE_SECONDS)
+            age = self.pace.now() - delivery.since + pause
+            if age > policy.get("MaximumEventAgeInSeconds", _OLDEST_SECONDS):
+                self._give_up(delivery, error, "MaximumEventAgeInSeconds")
+            elif delivery.attempt > policy.get("MaximumRetryAttempts", _RETRIES):
+                self._give_up(delivery, error, "MaximumRetryAttempts")
+            else:
+                again = replace(delivery, attempt=delivery.attempt + 1)
+                self.agenda.after(pause, partial(self._deliver, again))
         except Undeliverable as error:
-            log.warning("EventBridge rule '%s': no delivery of event %s to %s: %s", rule.name, event["id"], arn, error)
+            self._give_up(delivery, error, None)
+
+    def _give_up(self, delivery: _Delivery, error: Undeliverable, exhausted: str | None) -> None:
+        """A message to the target's dead-letter queue, where there is one, and to the log."""
+        rule, arn = delivery.rule, str(delivery.target["Arn"])
+        log.warning(
+            "EventBridge rule '%s': no delivery of event %s to %s: %s", rule.name, delivery.event["id"], arn, error
+        )
+        queue_arn = (delivery.target.get("DeadLetterConfig") or {}).get("Arn")
+        if not queue_arn:
+            return
+        attributes = {
+            "RULE_ARN": rule.arn,
+            "TARGET_ARN": arn,
+            "ERROR_CODE": "SDK_CLIENT_ERROR" if exhausted else "RESOURCE_NOT_FOUND",
+            "ERROR_MESSAGE": str(error),
+            **({"EXHAUSTED_RETRY_CONDITION": exhausted} if exhausted else {}),
+            "RETRY_ATTEMPTS": str(delivery.attempt - 1),
+        }
+        try:
+            self.send(queue_arn, json.dumps(delivery.event), attributes=attributes)
+        except Undeliverable as problem:
+            log.warning("EventBridge rule '%s': nor to its dead-letter queue %s: %s", rule.name, queue_arn, problem)
+
+    def send(
+        self,
+        arn: str,
+        text: str,
+        *,
+        attributes: Mapping[str, str] | None = None,
+        source: str = "",
+        detail_type: str = "",
+        resources: Sequence[str] = (),
+    ) -> None:
+        """A message to a queue, a topic, a bus or whatever else is supported, now. Raises Undeliverable.
+
+        Args:
+            attributes: of a message to a queue.
+            source, detail_type, resources: of an event to a bus, whose detail is the text.
+        """
+        if _is_bus(arn):
+            _, _, _, region, account, resource = arn.split(":", 5)
+            event = {"source": source, "detail-type": detail_type, "resources": list(resources)}
+            whole = {**event, "detail": json.loads(text)}
+            self.put(region, whole, bus=resource.removeprefix("event-bus/"), account=account)
+            return
+        deliver = self._deliverers.get(_service(arn))
+        if deliver is None:
+            raise Undeliverable(f"the local cloud delivers nothing to {arn}")
+        deliver({"Arn": arn, "Attributes": attributes or {}, "RuleArn": ""}, text, {"id": str(uuid.uuid4())})
+
+    # --- schedules ---
+
+    def schedule(self, account: str, region: str, name: str, schedule: Schedule | None) -> None:
+        """Run the rule of that name by that schedule, instead of by the one that it had; None only ends that."""
+        key, mark = (account, region, name), object()
+        if schedule is None:
+            self._schedules.pop(key, None)
+            return
+        self._schedules[key] = mark
+        self._arm(key, mark, schedule, self.pace.now())
+
+    def _arm(self, key: tuple[str, str, str], mark: object, schedule: Schedule, after: float) -> None:
+        due = schedule.next_after(after)
+        if due is not None:
+            self.agenda.at(due, partial(self._run_schedule, key, mark, schedule, due))
+
+    def _run_schedule(self, key: tuple[str, str, str], mark: object, schedule: Schedule, due: float) -> None:
+        account, region, name = key
+        rule = events_backends[account][region].event_buses["default"].rules.get(name)
+        if self._schedules.get(key) is not mark or rule is None:
+            return
+        now = self._clock.now()
+        if rule.state == "ENABLED":
+            event: Event = {
+                "version": "0",
+                "id": str(uuid.uuid4()),
+                "detail-type": "Scheduled Event",
+                "source": "aws.events",
+                "account": account,
+                "time": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "region": region,
+                "resources": [rule.arn],
+                "detail": {},
+            }
+            self._deliver_all(rule, event, now, forwarded=False)
+        # From when it was due, so that runs do not drift; what was missed meanwhile is not made up for.
+        period = schedule.every or 60
+        self._arm(key, mark, schedule, max(due, self.pace.now() - period))
 
     def publish(self, topic: str, message: str, subject: str | None = None) -> None:
         """Publish to an SNS topic now, and through it to its subscribers. Raises Undeliverable."""
@@ -139,9 +274,15 @@ class EventBus:
 
     def _to_sqs(self, target: Mapping[str, Any], text: str, event: Event) -> None:
         _, _, _, region, account, name = target["Arn"].split(":", 5)
+        attributes = {
+            key: {"DataType": "String", "StringValue": value} for key, value in (target.get("Attributes") or {}).items()
+        }
         try:
             sqs_backends[account][region].send_message(
-                queue_name=name, message_body=text, group_id=(target.get("SqsParameters") or {}).get("MessageGroupId")
+                queue_name=name,
+                message_body=text,
+                message_attributes=attributes or None,
+                group_id=(target.get("SqsParameters") or {}).get("MessageGroupId"),
             )
         except (ServiceException, HTTPException, KeyError) as error:
             raise Undeliverable(_why(error)) from error
@@ -183,11 +324,18 @@ class EventBus:
         with self._idle:
             return self._idle.wait_for(lambda: self._waiting == 0, timeout_seconds)
 
+    def start(self) -> None:
+        """Do from now on what the agenda holds."""
+        self.agenda.start()
+
     def reset(self) -> None:
         """Deliver what is under way; rules and targets are moto's, which forgets them itself."""
+        self._schedules.clear()
+        self.agenda.reset()
         self.drain()
 
     def close(self) -> None:
+        self.agenda.close()
         with self._idle:
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -279,6 +427,32 @@ def _fill_template(template: str, values: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
+def pipeline_target(start: Callable[[str, list[dict[str, str]], str], Any]) -> Deliver:
+    """Deliver events by starting SageMaker pipelines: ``bus.support("sagemaker", pipeline_target(pipelines.start))``.
+
+    Args:
+        start: (ARN of the pipeline, its parameters, a token that is the same for the same event). Raises AWS's faults.
+    """
+
+    def deliver(target: Mapping[str, Any], text: str, event: Event) -> None:
+        given = (target.get("SageMakerPipelineParameters") or {}).get("PipelineParameterList") or []
+        parameters = [{"Name": each["Name"], "Value": _dynamic(each["Value"], event)} for each in given]
+        try:
+            start(str(target["Arn"]), parameters, str(event["id"]))
+        except ServiceException as error:
+            raise Undeliverable(_why(error)) from error
+
+    return deliver
+
+
+def _dynamic(value: str, event: Event) -> str:
+    """A parameter of a target: a path into the event, or the value itself."""
+    if not value.startswith("$."):
+        return value
+    found = json_path(event, value)
+    return found if isinstance(found, str) else json.dumps(found)
+
+
 # --- the API -----------------------------------------------------------------------------------------------------------------
 
 
@@ -330,12 +504,15 @@ class LocalEventsBackend(EventsBackend):  # type: ignore[misc]
         return {"EventId": self.bus.put(self.region_name, event, bus=bus, account=self.account_id)}
 
     def put_rule(self, name: str, **arguments: Any) -> Any:
-        if arguments.get("scheduled_expression"):
-            raise Fault(
-                "ValidationException",
-                f"Rule {name}: ScheduleExpression is not implemented by the local cloud. Use an EventPattern.",
-            )
-        return super().put_rule(name, **arguments)
+        schedule = None
+        if text := arguments.get("scheduled_expression"):
+            try:
+                schedule = Schedule.parse(text)
+            except ValueError:
+                raise Fault("ValidationException", "Parameter ScheduleExpression is not valid.") from None
+        rule = super().put_rule(name, **arguments)
+        self.bus.schedule(self.account_id, self.region_name, name, schedule)
+        return rule
 
     def put_targets(self, name: str, event_bus_arn: str | None, targets: Sequence[Mapping[str, Any]]) -> None:
         rule = self._get_event_bus(self._normalize_event_bus_arn(event_bus_arn)).rules.get(name)

@@ -328,6 +328,7 @@ class Hosting:
             rollout = endpoint.rollout = Rollout(
                 policy,
                 clock=self._cloud.clock,
+                pace=self._cloud.pace,
                 alarm_states=lambda: self._cloud.alarms.states(region, list(policy.alarms)),
                 shift=lambda share: self._shift(endpoint, share),
                 cancelled=self._closing.is_set,

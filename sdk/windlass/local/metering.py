@@ -71,7 +71,7 @@ class Meter:
             samples, self._samples = self._samples, []
         gathered: dict[str, dict[tuple[Metric, str, float], Counter[float]]] = defaultdict(lambda: defaultdict(Counter))
         for sample in samples:
-            minute = sample.at // 60 * 60
+            minute = sample.at // self._store.minute * self._store.minute
             plain = {"EndpointName": sample.endpoint, "VariantName": sample.variant}
             sets = [plain] if sample.config is None else [plain, {**plain, "EndpointConfigName": sample.config}]
             for name, value, unit in sample.values():

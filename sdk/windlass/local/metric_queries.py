@@ -12,14 +12,23 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from windlass.local.faults import Fault
 from windlass.local.metric_math import Grid, Line, MathError, MetricMath, Scope
-from windlass.local.metric_store import Metric, MetricStore
+from windlass.local.metric_store import Metric
 from windlass.local.statistics import UNITS, Floats, Points, Statistic
+
+
+class Metrics(Protocol):
+    """Where data points are read: a MetricStore, or one on another time."""
+
+    def read(self, region: str, metric: Metric, start: float, end: float) -> Points: ...
+
+    def metrics(self, region: str, newer_than: float) -> list[tuple[int, Metric]]: ...
+
 
 _HOUR, _DAY = 3600, 86_400
 _ID = re.compile(r"[a-z][a-zA-Z0-9_]*")
@@ -35,14 +44,14 @@ class MetricStat:
     statistic: Statistic
     unit: str | None = None
 
-    def points(self, store: MetricStore, region: str, grid: Grid) -> Points:
+    def points(self, store: Metrics, region: str, grid: Grid) -> Points:
         points = store.read(region, self.metric, grid.start, grid.start + grid.period * grid.length)
-        return points if self.unit is None else points[points["unit"] == UNITS.index(self.unit)]
+        return points if self.unit is None else points[points.unit == UNITS.index(self.unit)]
 
-    def values(self, store: MetricStore, region: str, grid: Grid, statistic: Statistic | None = None) -> Floats:
+    def values(self, store: Metrics, region: str, grid: Grid, statistic: Statistic | None = None) -> Floats:
         """One value for each period of the grid, NaN where there is none. `statistic` stands in for the own one."""
         points = self.points(store, region, grid)
-        buckets = (points["t"] - grid.start * 1000) // (grid.period * 1000)
+        buckets = (points.t - grid.start * 1000) // (grid.period * 1000)
         present, found = (statistic or self.statistic).over(points, buckets)
         values = np.full(grid.length, np.nan)
         values[present] = found
@@ -219,7 +228,7 @@ class Evaluation:
         grid: the grid for a period in seconds.
     """
 
-    def __init__(self, store: MetricStore, region: str, queries: Sequence[Query], grid: Callable[[int], Grid]) -> None:
+    def __init__(self, store: Metrics, region: str, queries: Sequence[Query], grid: Callable[[int], Grid]) -> None:
         self._store, self._region, self._grid = store, region, grid
         self._queries = {query.id: query for query in queries}
         self._done: dict[str, tuple[Grid, Line | list[Line]]] = {}

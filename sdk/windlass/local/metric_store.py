@@ -4,9 +4,9 @@
     store.put("us-east-1", "Windlass", "Accuracy", {"EndpointName": "digits"}, 0.97, resolution=1)
     points = store.read("us-east-1", Metric.of("Windlass", "Accuracy", {"EndpointName": "digits"}), start, end)
 
-New points go to memory and, one row for each call, to a journal table, so a call costs one small insert. When the journal is
-full, the points are sorted into blocks of one series each, which NumPy reads back without parsing: a million points take some
-tens of milliseconds.
+New points go, one array for each call, to memory and to a journal table, so a call costs one small insert. When the journal
+is full, the points are sorted into blocks of one series each, which NumPy reads back without parsing: a million points take
+some tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from windlass.local.clock import Clock
-from windlass.local.statistics import POINT, UNITS, Points
+from windlass.local.clock import Clock, Pace
+from windlass.local.statistics import POINT, UNITS, Points, Rows
 
 _JOURNAL_ROWS = 65_536
-_SMALL_BLOCK_ROWS = 16_384
+_SMALL_BLOCK_ROWS = 2048
 _RETENTION_SECONDS = 455 * 86_400  # AWS keeps the coarsest data for 15 months
 
 # What POINT holds, in its order.
@@ -88,16 +88,8 @@ class _Series:
     id: int
     region: str
     metric: Metric
-    pending: list[Row] = field(default_factory=list)
-    recent: Points = field(default_factory=lambda: np.empty(0, POINT))
     version: int = 0
     latest: int = 0  # newest timestamp, milliseconds
-
-    def tail(self) -> Points:
-        if self.pending:
-            self.recent = np.concatenate((self.recent, np.array(self.pending, POINT)))
-            self.pending.clear()
-        return self.recent
 
 
 class MetricStore:
@@ -106,10 +98,12 @@ class MetricStore:
     Args:
         path: the SQLite file; it is created, or opened with what it holds.
         clock: the time of points that come without one.
+        minute: real seconds to which the time of points of standard resolution is rounded.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, path: Path, clock: Clock, minute: float = 60) -> None:
+        self._clock, self.minute = clock, minute
+        self._minute_ms = round(minute * 1000)
         self._lock = threading.RLock()
         self._unit_codes = {unit: code for code, unit in enumerate(UNITS)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +118,7 @@ class MetricStore:
     def _load(self) -> None:
         self._series: dict[tuple[str, Metric], _Series] = {}
         self._by_id: dict[int, _Series] = {}
+        self._journal: list[Rows] = []
         self._journal_rows = 0
         for number, region, namespace, name, dimensions in self._db.execute("SELECT * FROM series ORDER BY id"):
             metric = Metric(namespace, name, tuple((str(key), str(value)) for key, value in json.loads(dimensions)))
@@ -131,21 +126,26 @@ class MetricStore:
         for number, last in self._db.execute("SELECT series, MAX(last) FROM blocks GROUP BY series"):
             self._by_id[number].latest = last
         for (blob,) in self._db.execute("SELECT points FROM journal ORDER BY id"):
-            points = np.frombuffer(blob, POINT)
-            self._remember(points.tolist())
+            self._remember(np.frombuffer(blob, POINT))
 
     def _add(self, series: _Series) -> None:
         self._series[series.region, series.metric] = series
         self._by_id[series.id] = series
 
-    def _remember(self, rows: list[Row]) -> None:
-        for row in rows:
-            series = self._by_id[row[5]]
-            series.pending.append(row)
+    def _remember(self, points: Rows) -> None:
+        for number, at in zip(points["series"].tolist(), points["t"].tolist(), strict=True):
+            series = self._by_id[number]
             series.version += 1
-            if row[0] > series.latest:
-                series.latest = row[0]
-        self._journal_rows += len(rows)
+            if at > series.latest:
+                series.latest = at
+        self._journal.append(points)
+        self._journal_rows += len(points)
+
+    def _recent(self) -> Rows:
+        """What is in no block yet, in the order in which it came."""
+        if len(self._journal) != 1:
+            self._journal = [np.concatenate(self._journal) if self._journal else np.empty(0, POINT)]
+        return self._journal[0]
 
     def put(
         self,
@@ -181,13 +181,14 @@ class MetricStore:
                 rows: list[Row] = []
                 for datum in data:
                     self._add_rows(rows, region, datum)
-                self._db.execute("INSERT INTO journal (points) VALUES (?)", (np.array(rows, POINT).tobytes(),))
+                points = np.array(rows, POINT)
+                self._db.execute("INSERT INTO journal (points) VALUES (?)", (points.tobytes(),))
                 self._db.execute("COMMIT")
             except BaseException:
                 self._undo()
                 self._forget_unsaved()
                 raise
-            self._remember(rows)
+            self._remember(points)
             if self._journal_rows >= _JOURNAL_ROWS:
                 self._compact()
 
@@ -196,7 +197,7 @@ class MetricStore:
         series = self._series.get((region, metric)) or self._create(region, metric)
         t, fine, code = int(at * 1000), 1, self._unit_codes[unit]
         if resolution != 1:
-            t, fine = t // 60_000 * 60_000, 0
+            t, fine = t // self._minute_ms * self._minute_ms, 0
         for value, count in samples:
             rows.append((t, value * count, count, value, value, series.id, code, fine))
         if summary is not None:
@@ -224,21 +225,22 @@ class MetricStore:
         """Sort the journal into blocks, and drop what AWS would no longer keep."""
         self._db.execute("BEGIN")
         try:
-            for series in self._by_id.values():
-                points = series.tail()
-                if not len(points):
-                    continue
+            recent = self._recent()
+            recent = recent[np.argsort(recent["series"], kind="stable")]
+            numbers, starts = np.unique(recent["series"], return_index=True)
+            for number, rows in zip(numbers.tolist(), np.split(recent, starts[1:]), strict=True):
+                points = Points.of(rows)
                 block = self._db.execute(
                     "SELECT id, points FROM blocks WHERE series = ? AND rows < ? ORDER BY id DESC LIMIT 1",
-                    (series.id, _SMALL_BLOCK_ROWS),
+                    (number, _SMALL_BLOCK_ROWS),
                 ).fetchone()
                 if block is not None:
-                    points = np.concatenate((np.frombuffer(block[1], POINT), points))
+                    points = Points.join((Points.unpack(block[1]), points))
                     self._db.execute("DELETE FROM blocks WHERE id = ?", (block[0],))
-                points = points[np.argsort(points["t"], kind="stable")]
+                points = points[np.argsort(points.t, kind="stable")]
                 self._db.execute(
                     "INSERT INTO blocks (series, first, last, rows, points) VALUES (?, ?, ?, ?, ?)",
-                    (series.id, int(points["t"][0]), int(points["t"][-1]), len(points), points.tobytes()),
+                    (number, int(points.t[0]), int(points.t[-1]), len(points), points.pack()),
                 )
             oldest = int((self._clock.now() - _RETENTION_SECONDS) * 1000)
             self._db.execute("DELETE FROM blocks WHERE last < ?", (oldest,))
@@ -247,24 +249,23 @@ class MetricStore:
         except BaseException:
             self._undo()
             raise
-        for series in self._by_id.values():
-            series.recent = np.empty(0, POINT)
-        self._journal_rows = 0
+        self._journal, self._journal_rows = [], 0
 
     def read(self, region: str, metric: Metric, start: float, end: float) -> Points:
-        """The points of `metric` with start <= time < end (seconds since the epoch), as an array of POINT."""
+        """The points of `metric` with start <= time < end (seconds since the epoch), not in order."""
         first, last = int(np.ceil(start * 1000)), int(np.ceil(end * 1000))
         with self._lock:
             series = self._series.get((region, metric))
             if series is None:
-                return np.empty(0, POINT)
-            blobs = self._db.execute(
+                return Points.join(())
+            packed = self._db.execute(
                 "SELECT points FROM blocks WHERE series = ? AND last >= ? AND first < ? ORDER BY id",
                 (series.id, first, last),
             ).fetchall()
-            parts = [np.frombuffer(blob, POINT) for (blob,) in blobs] + [series.tail()]
-        inside = [_between(part, first, last) for part in parts]
-        return inside[0] if len(inside) == 1 else np.concatenate(inside)
+            recent = self._recent()
+        rows = recent[recent["series"] == series.id]
+        parts = [*(Points.unpack(block) for (block,) in packed), *([Points.of(rows)] if len(rows) else [])]
+        return Points.join([_between(part, first, last) for part in parts])
 
     def version(self, region: str, metric: Metric) -> int:
         """A number that grows with each point of this metric; 0 before the first."""
@@ -293,8 +294,27 @@ class MetricStore:
             self._db.close()
 
 
+class PacedMetrics:
+    """The metrics of a store on the time of a `Pace`: what alarms look at."""
+
+    def __init__(self, store: MetricStore, pace: Pace) -> None:
+        self._store, self._pace = store, pace
+
+    def read(self, region: str, metric: Metric, start: float, end: float) -> Points:
+        """As :meth:`MetricStore.read`, with all times, in and out, those of the pace."""
+        points = self._store.read(region, metric, self._pace.true(start), self._pace.true(end))
+        if self._pace.speed == 1:
+            return points
+        zero = self._pace.of(0) * 1000
+        return replace(points, t=np.floor(zero + points.t * self._pace.speed + 0.5).astype(np.int64))
+
+    def metrics(self, region: str, newer_than: float) -> list[tuple[int, Metric]]:
+        """As :meth:`MetricStore.metrics`."""
+        return self._store.metrics(region, self._pace.true(newer_than))
+
+
 def _between(points: Points, first: int, last: int) -> Points:
-    times = points["t"]
+    times = points.t
     if not len(times) or (int(times.min()) >= first and int(times.max()) < last):
         return points
     return points[(times >= first) & (times < last)]

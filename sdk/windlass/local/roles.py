@@ -20,12 +20,18 @@ def require_assumable(arn: str) -> None:
             "ValidationException", f"Cross-account pass role is not allowed: {arn} is not of account {ACCOUNT}."
         )
     role = _find(arn)
-    if role is None or not _trusts(role.assume_role_policy_document):
+    if role is None or not _trusts(role.assume_role_policy_document, SAGEMAKER):
         raise Fault(
             "ValidationException",
             f"Could not assume role {arn}. Please ensure that the role exists and allows principal '{SAGEMAKER}' to assume"
             " the role.",
         )
+
+
+def assumable(arn: str, service: str) -> bool:
+    """Whether the role exists and trusts that service."""
+    role = _find(arn)
+    return role is not None and _trusts(role.assume_role_policy_document, service)
 
 
 def _find(arn: str) -> Any:
@@ -34,7 +40,7 @@ def _find(arn: str) -> Any:
     return next((role for role in list(iam_backends[ACCOUNT]["aws"].roles.values()) if role.arn == arn), None)
 
 
-def _trusts(document: str | dict[str, Any]) -> bool:
+def _trusts(document: str | dict[str, Any], service: str) -> bool:
     try:
         policy = document if isinstance(document, dict) else json.loads(unquote(document))
     except ValueError:
@@ -44,6 +50,6 @@ def _trusts(document: str | dict[str, Any]) -> bool:
         principal = statement.get("Principal", {})
         services = principal if isinstance(principal, str) else principal.get("Service", [])
         named = services if isinstance(services, list) else [services]
-        if statement.get("Effect") == "Allow" and (SAGEMAKER in named or "*" in named):
+        if statement.get("Effect") == "Allow" and (service in named or "*" in named):
             return True
     return False

@@ -107,7 +107,8 @@ class Rollout:
 
     Args:
         policy: what was asked for.
-        clock: bakes run on it.
+        clock: the limit of the whole deployment runs on it, because real work is a part of that.
+        pace: bakes run on it.
         alarm_states: name -> state of the policy's alarms; one that does not exist is absent.
         shift: moves this share of the traffic to the new fleet, at once.
         cancelled: whether the server is closing.
@@ -118,11 +119,12 @@ class Rollout:
         policy: Policy,
         *,
         clock: Clock,
+        pace: Clock | None = None,
         alarm_states: Callable[[], Mapping[str, str]],
         shift: Callable[[float], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self._policy, self._clock, self._alarm_states = policy, clock, alarm_states
+        self._policy, self._clock, self._pace, self._alarm_states = policy, clock, pace or clock, alarm_states
         self._shift, self._cancelled = shift, cancelled
         self._deadline = clock.now() + policy.limit_seconds
         self.stage = "Creating"
@@ -161,9 +163,9 @@ class Rollout:
 
     def _bake(self, seconds: float) -> str | None:
         self.stage = "Baking"
-        until = self._clock.now() + seconds
-        while (left := until - self._clock.now()) > 0:
+        until = self._pace.now() + seconds
+        while (left := until - self._pace.now()) > 0:
             if reason := self.objection():
                 return reason
-            self._clock.sleep(min(left, WATCH_INTERVAL_SECONDS))
+            self._pace.sleep(min(left, WATCH_INTERVAL_SECONDS))
         return self.objection()

@@ -11,6 +11,7 @@ plane of endpoints, the admin path, and a guard against web pages (whoever can r
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import re
 import socket
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -32,6 +34,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import ThreadedWSGIServer
 
 from windlass.local import cloud as clouds
+from windlass.local import cloudwatch
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
 
@@ -52,6 +55,10 @@ NOT_IMPLEMENTED = "UnknownOperationException"
 class Application(DomainDispatcherApplication):  # type: ignore[misc]
     """The WSGI application of one local cloud."""
 
+    @functools.cache  # noqa: B019 - lives as long as the process; moto lists its own folder for each request
+    def get_backend_for_host(self, host: str | None) -> Any:
+        return super().get_backend_for_host(host)
+
     def __init__(self, cloud: clouds.Cloud, stop: Callable[[], None]) -> None:
         super().__init__(_create_app)
         self.cloud = cloud
@@ -66,6 +73,8 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
                 return self._admin(environ, start_response)
             if path.startswith("/endpoints/") and "invocations" in path:
                 return self.cloud.hosting.invoke(environ, start_response)
+            if done := cloudwatch.put_at_once(self.cloud, environ):
+                return _answer(start_response, 200, *done, [("x-amzn-RequestId", str(uuid.uuid4()))])
             if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
                 self.cloud.reset()
             answer: Iterable[bytes] = super().__call__(environ, start_response)
@@ -83,7 +92,12 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
     def _admin(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         what = (environ["REQUEST_METHOD"], environ["PATH_INFO"].removeprefix("/_windlass/"))
         if what == ("GET", "health"):
-            facts = {"pid": os.getpid(), "state": str(self.cloud.state), "url": self.cloud.url}
+            facts = {
+                "pid": os.getpid(),
+                "state": str(self.cloud.state),
+                "url": self.cloud.url,
+                "speed": self.cloud.pace.speed,
+            }
             return _answer(start_response, 200, "application/json", json.dumps(facts).encode())
         if what == ("POST", "stop"):
             threading.Timer(0.05, self.stop).start()
@@ -106,16 +120,19 @@ class Server:
     Args:
         state: the folder of this cloud's state.
         port: 0 takes a free one.
+        speed: how many times faster alarm periods, bakes and schedules run.
 
     Raises:
         OSError: the port is taken.
     """
 
-    def __init__(self, state: Path, port: int = 0, host: str = "127.0.0.1", clock: Clock | None = None) -> None:
+    def __init__(
+        self, state: Path, port: int = 0, host: str = "127.0.0.1", clock: Clock | None = None, speed: float = 1
+    ) -> None:
         listener = socket.create_server((host, port), backlog=128)
         self.url = f"http://{host}:{listener.getsockname()[1]}"
         os.environ["MOTO_PORT"] = str(listener.getsockname()[1])
-        self.cloud = clouds.Cloud(state, self.url, clock)
+        self.cloud = clouds.Cloud(state, self.url, clock, speed)
         clouds.install(self.cloud)
         _extend_moto(self.cloud)
         self._http = _HttpServer(host, listener, Application(self.cloud, self.stop))
@@ -275,6 +292,10 @@ class _Body:
 
 def _create_app(service: str) -> Any:
     """moto makes one application for each service, at its first request."""
+    if service in ("lambda", "awslambda", "cloudformation"):
+        from windlass.local import functions
+
+        functions.register(clouds.current().functions)
     if service == "cloudformation":
         import windlass.local.cloudformation  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
     return create_backend_app(service)
@@ -282,9 +303,10 @@ def _create_app(service: str) -> Any:
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    from windlass.local import bucket_policy, cloudwatch, sagemaker
+    from windlass.local import bucket_policy, notifications, sagemaker
 
     bucket_policy.register()
+    notifications.register(cloud.events, lambda *given: cloud.functions.deliver(*given))
     cloudwatch.register(cloud)
     sagemaker.register(cloud)
 

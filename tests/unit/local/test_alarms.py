@@ -317,7 +317,7 @@ def test_disabled_actions_are_not_executed(cloud: InProcess) -> None:
 def test_other_parts_can_execute_actions(cloud: InProcess) -> None:
     seen: list[tuple[str, str]] = []
 
-    def act(alarm: Any, action: str, message: str, subject: str) -> None:
+    def act(alarm: Any, action: str, change: Any) -> None:
         seen.append((alarm.name, action))
         raise Undeliverable("out of order")
 

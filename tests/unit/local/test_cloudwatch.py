@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.unit.local.in_process import REGION, InProcess, in_process
+from windlass.local.cloudwatch import put_at_once
+from windlass.local.metric_store import Metric
 
 DIMENSIONS = [{"Name": "EndpointName", "Value": "digits"}]
 
@@ -721,3 +724,44 @@ def test_malformed_requests_are_the_callers_fault(cloud: InProcess, body: bytes,
     status, text = call(cloud, body, target("PutMetricData"))
     assert status == 400
     assert code in text
+
+
+def put_environ(body: bytes, **more: str) -> dict[str, Any]:
+    scope = f"AWS4-HMAC-SHA256 Credential=key/20260101/{REGION}/monitoring/aws4_request, SignedHeaders=host"
+    return {
+        "HTTP_X_AMZ_TARGET": "GraniteServiceVersion20100801.PutMetricData",
+        "HTTP_AUTHORIZATION": scope,
+        "CONTENT_TYPE": "application/x-amz-json-1.0",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+        **more,
+    }
+
+
+def test_plain_data_goes_a_shorter_way(cloud: InProcess) -> None:
+    body = json.dumps({"Namespace": "Short", "MetricData": [{"MetricName": "Way", "Value": 1.5}]}).encode()
+    assert put_at_once(cloud, put_environ(body)) == ("application/x-amz-json-1.0", b"{}")
+    packed = gzip.compress(body)
+    assert put_at_once(cloud, put_environ(packed, HTTP_CONTENT_ENCODING="gzip")) is not None
+    now = cloud.clock.now()
+    assert cloud.metrics.read(REGION, Metric.of("Short", "Way", {}), now - 60, now + 1).low.tolist() == [1.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("body", "more"),
+    [
+        (b"{", {}),
+        (b'{"Namespace": "AWS/EC2", "MetricData": [{"MetricName": "x", "Value": 1}]}', {}),
+        (b'{"MetricData": [{"MetricName": "x", "Value": 1}]}', {}),
+        (b"[]", {}),
+        (b"not packed", {"HTTP_CONTENT_ENCODING": "gzip"}),
+        (b"{}", {"CONTENT_LENGTH": "9999999"}),
+        (b"{}", {"HTTP_AUTHORIZATION": ""}),
+        (b"{}", {"HTTP_X_AMZ_TARGET": "GraniteServiceVersion20100801.ListMetrics"}),
+        (b"{}", {"CONTENT_TYPE": "application/x-www-form-urlencoded"}),
+    ],
+)
+def test_everything_else_keeps_its_body_for_the_longer_way(cloud: InProcess, body: bytes, more: dict[str, str]) -> None:
+    environ = put_environ(body, **more)
+    assert put_at_once(cloud, environ) is None
+    assert environ["wsgi.input"].read() == body

@@ -10,7 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.unit.local.in_process import REGION, InProcess, in_process
-from windlass.local.events import Undeliverable, json_path, target_input
+from windlass.local.events import Unavailable, Undeliverable, json_path, pipeline_target, target_input
+from windlass.local.faults import Fault
 
 EVENT = {
     "source": "windlass",
@@ -228,9 +229,114 @@ def test_targets_that_cannot_be_delivered_to_are_refused(cloud: InProcess, event
     assert events.list_targets_by_rule(Rule="rule")["Targets"] == []
 
 
-def test_schedules_are_refused_rather_than_never_run(events: Any) -> None:
-    with pytest.raises(ClientError, match="ScheduleExpression is not implemented"):
-        events.put_rule(Name="hourly", ScheduleExpression="rate(1 hour)")
+@pytest.mark.parametrize("text", ["rate(1 hours)", "rate(0 minutes)", "cron(0 10 * * * *)", "hourly"])
+def test_schedules_that_eventbridge_refuses(events: Any, text: str) -> None:
+    with pytest.raises(ClientError, match="ScheduleExpression is not valid"):
+        events.put_rule(Name="often", ScheduleExpression=text)
+
+
+def test_schedules_run_again_and_again_until_they_are_deleted(cloud: InProcess, events: Any) -> None:
+    queue = cloud.queue("scheduled")
+    rule = events.put_rule(Name="often", ScheduleExpression="rate(5 minutes)")["RuleArn"]
+    events.put_targets(Rule="often", Targets=[{"Id": "queue", "Arn": queue}])
+
+    def later(minutes: float) -> list[str]:
+        cloud.clock.advance(minutes * 60)
+        cloud.events.agenda.tick()
+        assert cloud.events.drain()
+        return cloud.received("scheduled")
+
+    assert later(4.9) == []
+    (body,) = later(0.2)
+    event = json.loads(body)
+    assert (event["source"], event["detail-type"]) == ("aws.events", "Scheduled Event")
+    assert (event["resources"], event["detail"]) == ([rule], {})
+    assert len(later(5)) == 1
+    events.disable_rule(Name="often")
+    assert later(5) == []
+    events.enable_rule(Name="often")
+    assert len(later(5)) == 1
+    # another schedule takes the place of the first
+    events.put_rule(Name="often", ScheduleExpression="rate(1 minute)")
+    assert len(later(1.1)) == 1
+    events.remove_targets(Rule="often", Ids=["queue"])
+    events.delete_rule(Name="often")
+    assert later(60) == []
+
+
+def test_what_cannot_be_delivered_goes_to_the_dead_letter_queue(cloud: InProcess, events: Any) -> None:
+    dead, gone = cloud.queue("dead"), f"arn:aws:sqs:{REGION}:123456789012:gone"
+    rule = events.put_rule(Name="rule", EventPattern=json.dumps({"source": ["windlass"]}))["RuleArn"]
+    events.put_targets(Rule="rule", Targets=[{"Id": "gone", "Arn": gone, "DeadLetterConfig": {"Arn": dead}}])
+    send(cloud)
+    (message,) = received_whole(cloud, "dead")
+    assert json.loads(message["Body"])["detail"] == EVENT["detail"]
+    attributes = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
+    assert (attributes["RULE_ARN"], attributes["TARGET_ARN"], attributes["RETRY_ATTEMPTS"]) == (rule, gone, "0")
+    assert attributes["ERROR_MESSAGE"]
+
+
+def test_what_fails_for_the_moment_is_tried_again(cloud: InProcess, events: Any) -> None:
+    tried: list[float] = []
+
+    def deliver(target: Mapping[str, Any], text: str, event: dict[str, Any]) -> None:
+        tried.append(cloud.clock.now())
+        raise Unavailable("come back later")
+
+    cloud.events.support("states", deliver)
+    events.put_rule(Name="rule", EventPattern=json.dumps({"source": ["windlass"]}))
+    target = {
+        "Id": "busy",
+        "Arn": f"arn:aws:states:{REGION}:123456789012:stateMachine:m",
+        "RetryPolicy": {"MaximumRetryAttempts": 2, "MaximumEventAgeInSeconds": 3600},
+        "DeadLetterConfig": {"Arn": cloud.queue("busy-dead")},
+    }
+    events.put_targets(Rule="rule", Targets=[target])
+    send(cloud)
+    for _ in range(20):
+        cloud.clock.advance(1)
+        cloud.events.agenda.tick()
+        assert cloud.events.drain()
+    assert len(tried) == 3
+    assert tried[1] - tried[0] < tried[2] - tried[1]
+    (message,) = received_whole(cloud, "busy-dead")
+    attributes = {name: value["StringValue"] for name, value in message["MessageAttributes"].items()}
+    assert (attributes["EXHAUSTED_RETRY_CONDITION"], attributes["RETRY_ATTEMPTS"]) == ("MaximumRetryAttempts", "2")
+
+
+def test_pipelines_are_started_with_parameters_from_the_event(cloud: InProcess, events: Any) -> None:
+    started: list[tuple[str, list[dict[str, str]], str]] = []
+
+    def start(arn: str, parameters: list[dict[str, str]], token: str) -> None:
+        started.append((arn, parameters, token))
+        if "gone" in arn:
+            raise Fault("ResourceNotFound", "Pipeline gone does not exist.")
+
+    cloud.events.support("sagemaker", pipeline_target(start))
+    events.put_rule(Name="rule", EventPattern=json.dumps({"source": ["windlass"]}))
+    arn = f"arn:aws:sagemaker:{REGION}:123456789012:pipeline/retrain"
+    parameters = [{"Name": "Endpoint", "Value": "$.detail.endpoint"}, {"Name": "Epochs", "Value": "5"}]
+    dead = {"Arn": cloud.queue("pipeline-dead")}
+    events.put_targets(
+        Rule="rule",
+        Targets=[
+            {"Id": "p", "Arn": arn, "SageMakerPipelineParameters": {"PipelineParameterList": parameters}},
+            {"Id": "gone", "Arn": arn.replace("retrain", "gone"), "DeadLetterConfig": dead},
+        ],
+    )
+    send(cloud)
+    assert started[0][:2] == (arn, [{"Name": "Endpoint", "Value": "digits"}, {"Name": "Epochs", "Value": "5"}])
+    assert started[0][2] == started[1][2]
+    (message,) = received_whole(cloud, "pipeline-dead")
+    assert "does not exist" in message["MessageAttributes"]["ERROR_MESSAGE"]["StringValue"]
+
+
+def received_whole(cloud: InProcess, queue: str) -> list[dict[str, Any]]:
+    sqs = cloud.client("sqs")
+    url = sqs.get_queue_url(QueueName=queue)["QueueUrl"]
+    answer = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"])
+    messages: list[dict[str, Any]] = answer.get("Messages", [])
+    return messages
 
 
 def test_other_parts_can_deliver(cloud: InProcess, events: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.unit.local.manual_clock import ManualClock
@@ -33,14 +32,14 @@ def fine(at: float, *values: float) -> Datum:
 
 
 def values(store: MetricStore, metric: Metric = LATENCY, region: str = REGION) -> list[float]:
-    return sorted(store.read(region, metric, 0, 4e9)["low"].tolist())
+    return sorted(store.read(region, metric, 0, 4e9).low.tolist())
 
 
 def test_what_is_put_is_read_in_its_time_range_alone(store: MetricStore, clock: ManualClock) -> None:
     now = clock.now()
     store.put_many(REGION, [fine(now, 1.0), fine(now + 10, 2.0), fine(now + 20, 3.0)])
-    assert store.read(REGION, LATENCY, now, now + 20)["low"].tolist() == [1.0, 2.0]
-    assert store.read(REGION, LATENCY, now + 0.5, now + 21)["low"].tolist() == [2.0, 3.0]
+    assert store.read(REGION, LATENCY, now, now + 20).low.tolist() == [1.0, 2.0]
+    assert store.read(REGION, LATENCY, now + 0.5, now + 21).low.tolist() == [2.0, 3.0]
 
 
 def test_metrics_are_told_apart_by_region_namespace_name_and_all_dimensions(store: MetricStore) -> None:
@@ -60,7 +59,7 @@ def test_standard_resolution_is_kept_by_the_minute(store: MetricStore, clock: Ma
     clock.advance(59)
     store.put(REGION, "W", "Latency", {"EndpointName": "digits"}, 1.0)
     store.put(REGION, "W", "Latency", {"EndpointName": "digits"}, 1.0, resolution=1)
-    times = store.read(REGION, LATENCY, 0, 4e9)["t"] / 1000 - clock.START
+    times = store.read(REGION, LATENCY, 0, 4e9).t / 1000 - clock.START
     assert times.tolist() == [0, 59]
 
 
@@ -140,9 +139,13 @@ def test_many_threads_lose_nothing(store: MetricStore, clock: ManualClock, monke
 
 def test_statistic_sets_keep_their_four_numbers(store: MetricStore, clock: ManualClock) -> None:
     store.put_many(REGION, [Datum(LATENCY, clock.now(), summary=(30.0, 3.0, 5.0, 15.0))])
-    point = store.read(REGION, LATENCY, 0, 4e9)[0]
-    assert [point[name] for name in ("total", "count", "low", "high")] == [30, 3, 5, 15]
-    assert isinstance(point, np.void)
+    points = store.read(REGION, LATENCY, 0, 4e9)
+    assert [column.tolist() for column in (points.total, points.count, points.low, points.high)] == [
+        [30],
+        [3],
+        [5],
+        [15],
+    ]
 
 
 def test_a_full_disk_loses_what_did_not_fit_and_nothing_else(tmp_path: Path, clock: ManualClock) -> None:

@@ -15,7 +15,7 @@ from windlass.local.statistics import POINT, Points, Statistic
 
 def samples(values: Sequence[float], counts: Sequence[float] | None = None) -> Points:
     counts = counts or [1.0] * len(values)
-    return np.array([(0, v * c, c, v, v, 1, 0, 1) for v, c in zip(values, counts, strict=True)], POINT)
+    return Points.of(np.array([(0, v * c, c, v, v, 1, 0, 1) for v, c in zip(values, counts, strict=True)], POINT))
 
 
 def of_one_bucket(name: str, points: Points) -> float | None:
@@ -75,8 +75,8 @@ def test_buckets_do_not_disturb_each_other(pairs: list[tuple[int, float]]) -> No
 
 
 def test_a_statistic_set_has_no_percentiles_unless_all_its_values_are_one() -> None:
-    spread = np.array([(0, 30.0, 3.0, 5.0, 15.0, 1, 0, 1)], POINT)
-    same = np.array([(0, 30.0, 3.0, 10.0, 10.0, 1, 0, 1)], POINT)
+    spread = Points.of(np.array([(0, 30.0, 3.0, 5.0, 15.0, 1, 0, 1)], POINT))
+    same = Points.of(np.array([(0, 30.0, 3.0, 10.0, 10.0, 1, 0, 1)], POINT))
     assert of_one_bucket("Average", spread) == 10
     assert of_one_bucket("p50", spread) is None
     assert of_one_bucket("tm90", spread) is None
@@ -107,3 +107,24 @@ def test_unknown_statistics(name: str) -> None:
 )
 def test_what_aws_calls_statistically_significant(name: str, count: float, enough: bool) -> None:
     assert Statistic.parse(name).enough_samples(count) is enough
+
+
+@pytest.mark.parametrize("name", ["p50", "p99.9", "tm90", "Average", "Maximum"])
+def test_many_plain_points_are_the_same_as_each_bucket_alone(name: str) -> None:
+    values = np.random.default_rng(7).uniform(0, 100, 400)
+    points, buckets = samples(values.tolist()), np.arange(400) % 4
+    present, found = Statistic.parse(name).over(points, buckets)
+    assert present.tolist() == [0, 1, 2, 3]
+    alone = [of_one_bucket(name, samples(values[buckets == bucket].tolist())) for bucket in range(4)]
+    assert found.tolist() == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("counts", [[1.0, 1.0], [1.0, 3.0]])
+def test_points_survive_packing(counts: list[float]) -> None:
+    points = samples([1.5, 2.5], counts)
+    packed = Points.unpack(points.pack())
+    assert packed.is_plain is points.is_plain is (counts == [1.0, 1.0])
+    both = Points.join([packed, points[::-1], samples([7.0])])
+    assert both.low.tolist() == [1.5, 2.5, 2.5, 1.5, 7.0]
+    assert both.count.tolist() == [*counts, *counts[::-1], 1.0]
+    assert both.total.tolist() == [low * count for low, count in zip(both.low, both.count, strict=True)]
