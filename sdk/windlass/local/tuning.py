@@ -78,6 +78,7 @@ class Child:
     Attributes:
         over: it has ended, and the search knows.
         early: the search had it stopped.
+        told: its description at its end.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Child:
     trial: Trial
     over: bool = False
     early: bool = False
+    told: Mapping[str, Any] | None = None
 
 
 @dataclass(eq=False)
@@ -194,7 +196,7 @@ class TuningJobs(Jobs[TuningJob]):
         """The children as HyperParameterTrainingJobSummary, with how they do at this moment."""
         summaries = []
         for child in job.family:
-            told = self.cloud.jobs.describe(job.region, child.name)
+            told = child.told or self.cloud.jobs.describe(job.region, child.name)
             value = _objective(told, child.definition.metric)
             over = told["TrainingJobStatus"] in TERMINAL
             summaries.append(
@@ -408,7 +410,7 @@ class TuningJobs(Jobs[TuningJob]):
         """Wait for a child's end, and tell the search."""
         self.cloud.jobs.wait(job.region, child.name, None)
         try:
-            told = self.cloud.jobs.describe(job.region, child.name)
+            child.told = told = self.cloud.jobs.describe(job.region, child.name)
         except Fault:
             told = {"TrainingJobStatus": "Stopped"}  # the cloud was reset meanwhile
         with self.change:
