@@ -173,6 +173,11 @@ class TrainingJob:
         return specification
 
     @property
+    def clustered(self) -> bool:
+        """Whether it has more than one host."""
+        return sum(count for _, _, count in cluster.groups(self.request["ResourceConfig"])) > 1
+
+    @property
     def spot(self) -> bool:
         return bool(self.request.get("EnableManagedSpotTraining"))
 
@@ -232,7 +237,7 @@ class TrainingJobs:
         self._layers = layers or Environments(cloud.keeper)
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
         self._waiting: deque[TrainingJob] = deque()
-        self._running: set[str] = set()
+        self._running: dict[str, TrainingJob] = {}
         self._ports: set[int] = set()
         self._created = 0
         self._change = threading.RLock()
@@ -387,10 +392,19 @@ class TrainingJobs:
     def _dispatch(self) -> None:
         """Start those that have waited longest, as many as there are slots."""
         with self._change:
-            while self._waiting and len(self._running) < self.slots:
-                job = self._waiting.popleft()
-                self._running.add(job.arn)
+            while len(self._running) < self.slots and (job := self._next()):
+                self._waiting.remove(job)
+                self._running[job.arn] = job
                 threading.Thread(target=self._run, args=(job,), name=f"job-{job.name}", daemon=True).start()
+
+    def _next(self) -> TrainingJob | None:
+        """The job whose turn it is. One of several hosts waits for the one before it.
+
+        The official SDK's driver has the hosts of every job meet at port 7777, and here all of them share the ports of one
+        machine.
+        """
+        busy = any(job.clustered for job in self._running.values())
+        return next((job for job in self._waiting if not (busy and job.clustered)), None)
 
     def _stop(self, job: TrainingJob, exceeded: str = "") -> None:
         """On to Stopping. A job that only waits has stopped at once."""
@@ -453,7 +467,7 @@ class TrainingJobs:
         finally:
             shutil.rmtree(job.folder, ignore_errors=True)
             with self._change:
-                self._running.discard(job.arn)
+                self._running.pop(job.arn, None)
                 self._ports.discard(job.port)
                 job.hosts = []
             if evicted:
