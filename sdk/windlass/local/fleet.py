@@ -244,7 +244,7 @@ class Instance:
                 started = time.monotonic()
                 self.wait_healthy(started + self.spec.startup_timeout_seconds, self._abort_restart)
                 backoff = 0.1
-            except (FleetFailed, OSError) as error:
+            except (FleetFailed, OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
                 self._log.write(f"The model server did not come back: {error}")
                 backoff = min(backoff * 2, 10.0)
                 if self._child and self._child.poll() is None:
@@ -448,28 +448,37 @@ class Fleet:
             for instance in self:
                 model = instance.folder / "model"
                 model.mkdir(parents=True)
-                try:
-                    instance.spec.fetch(model)
-                    instance.install(abort)
-                    instance.launch()
-                except FetchFailed as error:
-                    raise FleetFailed(str(error)) from error
-                except OSError as error:
-                    raise FleetFailed(f"The model server could not be started: {error}") from error
+                instance.spec.fetch(model)
+                instance.install(abort)
+                instance.launch()
                 if reason := abort():
                     raise FleetFailed(reason)
             started = time.monotonic()
             for instance in self:
                 instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
-        except BaseException:
+            for instance in self:
+                threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
+        except BaseException as error:
             self.stop(drain_seconds=0, grace_seconds=1)
+            if isinstance(error, FetchFailed):
+                raise FleetFailed(str(error)) from error
+            if isinstance(error, OSError):
+                raise FleetFailed(f"The model server could not be started: {error}") from error
             raise
-        for instance in self:
-            threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
 
     def healthy(self) -> dict[str, int]:
         """How many instances of each variant can answer now."""
         return {name: sum(instance.ready for instance in group) for name, group in self._instances.items()}
+
+    def wait_healthy(self, timeout: float) -> bool:
+        """Whether each variant has an instance that can answer within ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while not all(self.healthy().values()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            next(instance for instance in self if not instance.ready).wait_ready(min(left, 0.1))
+        return True
 
     def acquire(self, variant: str) -> Instance:
         """The healthy instance of ``variant`` with the fewest outstanding requests, which now has one more.

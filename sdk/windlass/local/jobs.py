@@ -462,6 +462,7 @@ class TrainingJobs:
             self._finish(job, "Failed", "Failed", str(error))
         except Exception as error:
             log.exception("The training job %s failed inside the local cloud", job.name)
+            self._kill(job)
             reason = f"InternalServerError: We encountered an internal error. {type(error).__name__}: {error}"
             self._finish(job, "Failed", "Failed", reason)
         finally:

@@ -1,6 +1,6 @@
 """The keeper: one small process that is the parent of everything the local cloud runs.
 
-Run by path with ``python -I -S keeper.py FD``, never imported: it uses the standard library alone and is up in about 20 ms.
+Run by path with ``python -I -S keeper.py FD``: it uses the standard library alone and is up in about 20 ms.
 It is single-threaded, so that it may fork, and so that PR_SET_PDEATHSIG, which is tied to the *thread* that forked, means
 the death of the keeper. What it owes to the rest:
 
@@ -20,6 +20,7 @@ stderr), ``{"do": "signal", "id", "signum"}``, ``{"do": "kill", "id"}``. Reports
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -69,6 +70,8 @@ prctl = _load_prctl()
 
 class Keeper:
     def __init__(self, server: socket.socket, isolation: str | None) -> None:
+        # A child that held it would keep the server from noticing the death of the keeper.
+        server.set_inheritable(False)
         self.server = server
         self.isolation: str = namespaces.probe() if isolation is None else isolation
         self.buffer = bytearray()
@@ -107,6 +110,8 @@ class Keeper:
             data, fds = b"", []
         if not data:
             self.end()
+        for fd in fds:
+            os.set_inheritable(fd, False)
         self.buffer += data
         self.fds += fds
         while len(self.buffer) >= LENGTH.size:
@@ -135,22 +140,27 @@ class Keeper:
         container: dict[str, str] | None = None,
         file_bytes: int | None = None,
     ) -> None:
-        output = self.fds.pop(0)
-        failed, failing = os.pipe()  # closed by a successful exec; carries the error of one that fails
-        told, telling = os.pipe()
+        output = self.fds.pop(0) if self.fds else None
         me, uid, gid = os.getpid(), os.geteuid(), os.getegid()
         inside = bool(container) and self.isolation in ("root", "user")
-        if container and self.isolation == "bubblewrap":
-            argv = [*namespaces.bubblewrap(container, ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv])]
-            cwd = "/"
         environment = {**env, MARK: f"{me}.{id}"}
+        pipes: list[int] = []
         try:
+            if container and self.isolation == "bubblewrap":
+                argv = namespaces.bubblewrap(container, ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv])
+                cwd = "/"
+            if output is None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # the kernel drops what has no room
+            pipes += os.pipe()  # closed by a successful exec; carries the error of one that fails
+            pipes += os.pipe()  # an Init's word on how the program ended
             pid = namespaces.clone(self.isolation) if inside else os.fork()
-        except OSError as error:
-            for fd in (output, failed, failing, told, telling):
-                os.close(fd)
+        except OSError as error:  # a limit on processes, namespaces or open files; the others must live on
+            for fd in (output, *pipes):
+                if fd is not None:
+                    os.close(fd)
             self.report(id=id, error=f"{type(error).__name__}: {error}")
             return
+        failed, failing, told, telling = pipes
         if pid == 0:
             try:
                 os.setsid()

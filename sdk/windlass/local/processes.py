@@ -27,9 +27,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from windlass.local import keeper
+
 log = logging.getLogger(__name__)
 
-_SCRIPT = Path(__file__).with_name("keeper.py")
+_SCRIPT = Path(keeper.__file__)
 _LENGTH = struct.Struct(">I")
 
 BASE = Path("/opt/ml")
@@ -254,11 +256,23 @@ class _Line:
                 child._report(message)
         self.broken = True
         self._known.set()
+        if self.process.wait() != 0:
+            self._sweep()
         for child in list(self._children.values()):
             self._abandon(child)
-        self.process.wait()
         with self._sending:
             self._socket.close()
+
+    def _sweep(self) -> None:
+        """Kill what a killed keeper leaves: the kernel has killed its children, but not theirs."""
+        mark = f"{keeper.MARK}={self.process.pid}.".encode()
+        keeper.kill_until_gone(
+            lambda: {
+                pid
+                for pid in keeper.processes()
+                if any(variable.startswith(mark) for variable in keeper.environment(pid))
+            }
+        )
 
     def _abandon(self, child: Child) -> None:
         """The keeper is gone, and the kernel has killed its children."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -208,6 +209,33 @@ class TestNothingIsLeft:
         assert child.wait(20) == -signal.SIGKILL
         assert gone([child.pid])
         nothing = os.open(os.devnull, os.O_WRONLY)
+        assert keeper.start(["/bin/true"], env=ENV, cwd=Path("/"), output=nothing).wait(20) == 0
+        os.close(nothing)
+
+    def test_sigkill_of_the_keeper_ends_what_its_children_have_started(self, keeper: Keeper, output: Output) -> None:
+        child, pids = start_family(keeper, output)
+        assert keeper.pid
+
+        os.kill(keeper.pid, signal.SIGKILL)
+
+        assert child.wait(20) == -signal.SIGKILL
+        assert not any(map(alive, pids))  # before anybody can start something in their place
+
+    def test_a_limit_that_stops_one_start_ends_no_other_child(self, keeper: Keeper, output: Output) -> None:
+        # Given a keeper that may open one file more: the output, but no pipe
+        child = start(keeper, STUBBORN, output)
+        output.until(lambda text: "ready" in text)
+        assert keeper.pid
+        used = len(list(Path(f"/proc/{keeper.pid}/fd").iterdir()))
+        limits = resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, (used + 1, limits[1]))
+        nothing = os.open(os.devnull, os.O_WRONLY)
+
+        with pytest.raises(OSError, match="Too many open files"):
+            keeper.start(["/bin/true"], env=ENV, cwd=Path("/"), output=nothing)
+
+        assert child.poll() is None
+        resource.prlimit(keeper.pid, resource.RLIMIT_NOFILE, limits)
         assert keeper.start(["/bin/true"], env=ENV, cwd=Path("/"), output=nothing).wait(20) == 0
         os.close(nothing)
 
