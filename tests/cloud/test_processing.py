@@ -12,6 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.cloud.conftest import Rig
+from windlass.local.processes import Keeper
 
 IN, OUT = "/opt/ml/processing/input", "/opt/ml/processing/output"
 
@@ -356,3 +357,32 @@ def test_what_aws_refuses_is_refused_with_the_field(rig: Rig, changes: dict[str,
         rig.client("sagemaker").create_processing_job(**request(rig, "print('never')", **changes))
 
     assert refused.value.response["Error"]["Code"] == "ValidationException"
+
+
+def test_programs_find_opt_ml_and_each_other_where_the_machine_allows_it(rig: Rig) -> None:
+    keeper = Keeper()
+    isolated = keeper.isolation
+    keeper.close()
+    if not isolated:
+        pytest.skip("this machine allows no namespaces")
+    prefix = rig.unique("names")
+    script = (
+        "import json, pathlib, socket\n"
+        "me = json.load(open('/opt/ml/config/resourceconfig.json'))\n"
+        "found = {name: socket.gethostbyname(name) for name in me['hosts']}\n"
+        "pathlib.Path('/opt/ml/processing/output/x', me['current_host']).write_text(json.dumps(found))\n"
+    )
+
+    job = run(rig, script, instances=2, outputs=[target("x", f"s3://{rig.bucket}/{prefix}", f"{OUT}/x")])
+
+    assert job["ProcessingJobStatus"] == "Completed", job["FailureReason"]
+    first, second = (json.loads(rig.download(f"s3://{rig.bucket}/{prefix}/{name}")) for name in ("algo-1", "algo-2"))
+    assert first == second
+    assert len(set(first.values())) == 2
+
+
+def test_a_file_larger_than_the_volume_fails_the_job_alone(rig: Rig) -> None:
+    job = run(rig, "import sys; open(sys.argv[1], 'wb').truncate(2 << 30)", f"{OUT}.bin")
+
+    assert job["ProcessingJobStatus"] == "Failed"
+    assert "File too large" in job["FailureReason"]

@@ -281,3 +281,17 @@ def test_what_aws_refuses_is_refused_with_the_field(
         rig.client("sagemaker").create_transform_job(**request(rig, model, {}, **changes))
 
     assert refused.value.response["Error"]["Code"] == "ValidationException"
+
+
+def test_requirements_of_the_model_that_cannot_be_installed_fail_the_job(rig: Rig) -> None:
+    name = rig.unique("model")
+    wanted = "./no-such-folder-anywhere"
+    data = rig.upload_source({"code/inference.py": CODE, "code/requirements.txt": wanted})
+    rig.client("sagemaker").create_model(
+        ModelName=name, ExecutionRoleArn=rig.role, PrimaryContainer={"Image": "image", "ModelDataUrl": data}
+    )
+
+    job = run(rig, name, {"a.csv": b"1"})
+
+    assert job["TransformJobStatus"] == "Failed"
+    assert "requirements.txt of the model cannot be installed" in job["FailureReason"]

@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
-import json
 import os
 import random
-import re
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from windlass.local import storage
+from windlass.local import s3data, storage
 
 Channel = Mapping[str, Any]
 
@@ -58,18 +56,11 @@ def members(channel: Channel) -> list[tuple[str, str]]:
     Raises:
         Unreadable: there is nothing, or the manifest is none, or a key climbs out of the channel.
     """
-    uri = s3_uri(source(channel)["S3Uri"])
     try:
-        if source(channel)["S3DataType"] == "ManifestFile":
-            found = _listed(uri)
-        else:
-            found = [(_name_under(uri, key), key) for key in storage.keys(uri)]
-    except storage.Missing as error:
+        objects = s3data.resolve(source(channel)["S3Uri"], source(channel)["S3DataType"])
+    except s3data.Unavailable as error:
         raise Unreadable(str(error)) from error
-    # Consoles put markers in place of folders.
-    found = [(name, key) for name, key in found if name and not name.endswith("/")]
-    if not found:
-        raise Unreadable(f"No S3 objects found under S3 URL '{uri}'")
+    found = [(each.name, each.uri) for each in objects]
     for name, key in found:
         if ".." in Path(name).parts or name.startswith("/"):
             raise Unreadable(f"The key of '{key}' climbs out of the folder that it is downloaded to")
@@ -160,32 +151,3 @@ class Pipe:
                 os.set_blocking(fd, True)
                 return fd
         return None
-
-
-def s3_uri(uri: str) -> str:
-    """An S3 URI from either form that the API takes."""
-    matched = re.match(r"https://s3[.-][^/]*amazonaws\.com/(.+)|https://([^./]+)\.s3[.-][^/]*amazonaws\.com/(.*)", uri)
-    if not matched:
-        return uri
-    return f"s3://{matched[1]}" if matched[1] else f"s3://{matched[2]}/{matched[3]}"
-
-
-def _name_under(prefix: str, uri: str) -> str:
-    """As SageMaker lays a prefix out: ``data`` puts ``data/a/b.csv`` at ``a/b.csv``, ``data.csv`` at its own name."""
-    start, key = storage.split(prefix)[1], storage.split(uri)[1]
-    folder = start if start.endswith("/") or not start else f"{start}/"
-    return key.removeprefix(folder) if key.startswith(folder) else key[start.rfind("/") + 1 :]
-
-
-def _listed(uri: str) -> list[tuple[str, str]]:
-    """What a manifest lists: ``[{"prefix": "s3://bucket/folder/"}, "a.csv", "deep/b.csv"]``."""
-    try:
-        [head, *names] = json.loads(storage.read(uri))
-        prefix = head["prefix"]
-        if not isinstance(prefix, str) or not all(isinstance(name, str) for name in names):
-            raise TypeError("its names must be strings")
-    except (ValueError, TypeError, KeyError) as error:
-        raise Unreadable(
-            f'The manifest \'{uri}\' must be a JSON list of {{"prefix": "s3://..."}} and relative names: {error}'
-        ) from error
-    return [(name, f"{prefix}{name}") for name in names]

@@ -33,7 +33,7 @@ from moto.core.responses import ActionResult, EmptyResult
 
 from windlass import artifact
 from windlass.errors import CorruptArtifact
-from windlass.local import channels, cluster, environments, quotas, storage, training_request
+from windlass.local import channels, cluster, containers, environments, quotas, storage, training_request
 from windlass.local import cloud as clouds
 from windlass.local.channels import Pipe, Unreadable
 from windlass.local.checkpoints import Checkpoints
@@ -174,6 +174,11 @@ class TrainingJob:
         return specification
 
     @property
+    def clustered(self) -> bool:
+        """Whether it has more than one host."""
+        return sum(count for _, _, count in cluster.groups(self.request["ResourceConfig"])) > 1
+
+    @property
     def spot(self) -> bool:
         return bool(self.request.get("EnableManagedSpotTraining"))
 
@@ -234,7 +239,7 @@ class TrainingJobs:
         self._layers = layers or Environments(cloud.keeper)
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
         self._waiting: deque[TrainingJob] = deque()
-        self._running: set[str] = set()
+        self._running: dict[str, TrainingJob] = {}
         self._ports: set[int] = set()
         self._created = 0
         self._change = threading.RLock()
@@ -389,10 +394,19 @@ class TrainingJobs:
     def _dispatch(self) -> None:
         """Start those that have waited longest, as many as there are slots."""
         with self._change:
-            while self._waiting and len(self._running) < self.slots:
-                job = self._waiting.popleft()
-                self._running.add(job.arn)
+            while len(self._running) < self.slots and (job := self._next()):
+                self._waiting.remove(job)
+                self._running[job.arn] = job
                 threading.Thread(target=self._run, args=(job,), name=f"job-{job.name}", daemon=True).start()
+
+    def _next(self) -> TrainingJob | None:
+        """The job whose turn it is. One of several hosts waits for the one before it.
+
+        The official SDK's driver has the hosts of every job meet at port 7777, and here all of them share the ports of one
+        machine.
+        """
+        busy = any(job.clustered for job in self._running.values())
+        return next((job for job in self._waiting if not (busy and job.clustered)), None)
 
     def _stop(self, job: TrainingJob, exceeded: str = "") -> None:
         """On to Stopping. A job that only waits has stopped at once."""
@@ -450,14 +464,13 @@ class TrainingJobs:
             self._finish(job, "Failed", "Failed", str(error))
         except Exception as error:
             log.exception("The training job %s failed inside the local cloud", job.name)
-            if job.child:
-                job.child.kill()
+            self._kill(job)
             reason = f"InternalServerError: We encountered an internal error. {type(error).__name__}: {error}"
             self._finish(job, "Failed", "Failed", reason)
         finally:
             shutil.rmtree(job.folder, ignore_errors=True)
             with self._change:
-                self._running.discard(job.arn)
+                self._running.pop(job.arn, None)
                 self._ports.discard(job.port)
                 job.hosts = []
             if evicted:
@@ -615,7 +628,7 @@ class TrainingJobs:
             return None
         inside = Path(config.get("LocalPath", "/opt/ml/checkpoints")).relative_to("/opt/ml")
         folders = [host.folder / inside for host in job.hosts]
-        checkpoints = Checkpoints(channels.s3_uri(config["S3Uri"]), folders, job.folder)
+        checkpoints = Checkpoints(containers.s3_uri(config["S3Uri"]), folders, job.folder)
         try:
             checkpoints.restore()
         except (storage.Missing, OSError) as error:

@@ -143,23 +143,24 @@ class Keeper:
         output = self.fds.pop(0) if self.fds else None
         me, uid, gid = os.getpid(), os.geteuid(), os.getegid()
         inside = bool(container) and self.isolation in ("root", "user")
-        if container and self.isolation == "bubblewrap":
-            argv = [*namespaces.bubblewrap(container, ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv])]
-            cwd = "/"
         environment = {**env, MARK: f"{me}.{id}"}
-        failed = failing = told = telling = None
+        pipes: list[int] = []
         try:
+            if container and self.isolation == "bubblewrap":
+                argv = namespaces.bubblewrap(container, ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *argv])
+                cwd = "/"
             if output is None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # the kernel drops what has no room
-            failed, failing = os.pipe()  # closed by a successful exec; carries the error of one that fails
-            told, telling = os.pipe()
+            pipes += os.pipe()  # closed by a successful exec; carries the error of one that fails
+            pipes += os.pipe()  # an Init's word on how the program ended
             pid = namespaces.clone(self.isolation) if inside else os.fork()
-        except OSError as error:  # a limit on processes or open files; the others must live on
-            for fd in (output, failed, failing, told, telling):
+        except OSError as error:  # a limit on processes, namespaces or open files; the others must live on
+            for fd in (output, *pipes):
                 if fd is not None:
                     os.close(fd)
             self.report(id=id, error=f"{type(error).__name__}: {error}")
             return
+        failed, failing, told, telling = pipes
         if pid == 0:
             try:
                 os.setsid()

@@ -258,6 +258,8 @@ class _Line:
         if self.process.wait() != 0:
             self._sweep()
         self._known.set()
+        if self.process.wait() != 0:
+            self._sweep()
         for child in list(self._children.values()):
             self._abandon(child)
         with self._sending:

@@ -9,25 +9,25 @@ Each host has a folder that stands for ``/opt/ml``: inputs arrive at their Local
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
 
 from windlass.local import cloud as clouds
-from windlass.local import s3data, storage
+from windlass.local import cluster, s3data, storage
+from windlass.local.cluster import Host
 from windlass.local.containers import s3_uri
 from windlass.local.faults import Fault
-from windlass.local.fleet import LOG_TAIL_LINES
 from windlass.local.lifecycle import (
     REASON_CHARACTERS,
     Failed,
@@ -40,12 +40,15 @@ from windlass.local.lifecycle import (
     when,
 )
 from windlass.local.logs import LogStream, follow
-from windlass.local.processes import Child
+from windlass.local.processes import BASE, Container
+from windlass.local.quotas import GIB
 
 log = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
 ROOT = "/opt/ml/processing"
+FIRST_BLOCK = 25_000
+"""Of the addresses of its hosts: far from those of the training jobs."""
 DEFAULT_MAX_RUNTIME_SECONDS = 86_400
 CONTINUOUS_UPLOAD_SECONDS = 1.0
 """How often the outputs with S3UploadMode Continuous are looked at."""
@@ -87,13 +90,9 @@ class ProcessingJob(Job):
 
 
 @dataclass(eq=False)
-class _Host:
-    """One instance of the cluster: its folder, its process, what it printed last."""
+class _Host(Host):
+    """One instance of the cluster, with what reads its log."""
 
-    name: str
-    folder: Path
-    child: Child | None = None
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
     reader: threading.Thread | None = None
 
 
@@ -103,6 +102,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
     kind = "ProcessingJob"
     noun = "processing job"
     record = ProcessingJob
+    _blocks = itertools.count(FIRST_BLOCK)
 
     def describe(self, region: str, name: str) -> dict[str, Any]:
         with self.change:
@@ -162,7 +162,10 @@ class ProcessingJobs(Jobs[ProcessingJob]):
     # The life of a job
 
     def work(self, job: ProcessingJob) -> None:
-        hosts = [_Host(name, job.folder / name) for name in job.hosts]
+        plan = cluster.plan(_cluster(job.request), job.folder)
+        hosts = [_Host(each.name, each.group, each.instance_type, each.folder) for each in plan]
+        job.folder.mkdir(parents=True)
+        (job.folder / "hosts").write_text(cluster.etc_hosts(hosts, next(self._blocks)), encoding="utf-8")
         for number, host in enumerate(hosts):
             self._prepare(job, host, number)
         upload = _ContinuousUpload(job, hosts)
@@ -237,13 +240,21 @@ class ProcessingJobs(Jobs[ProcessingJob]):
 
     def _start(self, job: ProcessingJob, host: _Host, ended: queue.Queue[tuple[_Host, int]]) -> None:
         stream = LogStream(job.region, LOG_GROUP, f"{job.name}/{host.name}-{int(self.now())}", self.cloud.clock)
-        command, environment = _placed(job, host.folder, self.cloud.process_environment(job.region))
+        base = self.cloud.keeper.base(host.folder)
+        command, environment = _placed(job, base, self.cloud.process_environment(job.region))
         reading, writing = os.pipe()
         try:
             with self.change:
                 if job.stopping.is_set():
                     raise Stopped
-                child = self.cloud.keeper.start(command, env=environment, cwd=host.folder, output=writing)
+                child = self.cloud.keeper.start(
+                    command,
+                    env=environment,
+                    cwd=base,
+                    output=writing,
+                    container=Container(host.folder, hostname=host.name, hosts=job.folder / "hosts"),
+                    file_bytes=_cluster(job.request)["VolumeSizeInGB"] * GIB,
+                )
                 host.child = child
                 job.children.append(child)
         except (OSError, Stopped) as error:
@@ -324,24 +335,18 @@ class ProcessingOperations:
         return EmptyResult()
 
 
-def _placed(job: ProcessingJob, folder: Path, base: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a host's process.
-
-    There is no /opt/ml here: what points into it is pointed into the host's own folder.
-    """
+def _placed(job: ProcessingJob, base: Path, given: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a host's process. Where there is no /opt/ml, what points into it points into its folder."""
     specification = job.request["AppSpecification"]
     command = [*specification["ContainerEntrypoint"], *(specification.get("ContainerArguments") or [])]
-    environment = {**base, **(job.request.get("Environment") or {}), "SAGEMAKER_BASE_DIR": str(folder)}
-    return (
-        [_moved(part, folder) for part in command],
-        {name: _moved(value, folder) for name, value in environment.items()},
-    )
+    environment = {**given, **(job.request.get("Environment") or {}), "SAGEMAKER_BASE_DIR": str(base)}
+    return [_moved(part, base) for part in command], {name: _moved(value, base) for name, value in environment.items()}
 
 
 def _moved(value: str, base: Path) -> str:
     """A path in ``/opt/ml`` as the same path in what stands for it; any other value as it is."""
-    inside = value == "/opt/ml" or value.startswith("/opt/ml/")
-    return f"{base}{value.removeprefix('/opt/ml')}" if inside else value
+    inside = value == str(BASE) or value.startswith(f"{BASE}/")
+    return f"{base}{value.removeprefix(str(BASE))}" if inside else value
 
 
 def _cluster(request: Mapping[str, Any]) -> Mapping[str, Any]:

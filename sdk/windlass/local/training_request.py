@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from windlass.local import channels, cluster, storage
+from windlass.local import channels, cluster, containers, storage
 from windlass.local.faults import Fault
 
 UNSUPPORTED = (
@@ -127,7 +127,7 @@ def _check_checkpoints(config: Mapping[str, Any] | None) -> None:
     if not config:
         return
     uri, local = config["S3Uri"], config.get("LocalPath", "/opt/ml/checkpoints")
-    if not storage.bucket_exists(channels.s3_uri(uri)):
+    if not storage.bucket_exists(containers.s3_uri(uri)):
         raise Fault("ValidationException", f"The S3 bucket of CheckpointConfig.S3Uri '{uri}' does not exist.")
     if not local.startswith("/opt/ml/") or ".." in local.split("/"):
         raise not_here(f"CheckpointConfig.LocalPath outside of /opt/ml, such as '{local}'")
@@ -157,7 +157,7 @@ def _check_channel(channel: Mapping[str, Any], request: Mapping[str, Any]) -> No
         raise Fault("ValidationException", f"Unknown InstanceGroupNames {unknown} {where}. The job has: {known}.")
     uri = source["S3Uri"]
     try:
-        found = storage.keys(channels.s3_uri(uri))
+        found = storage.keys(containers.s3_uri(uri))
     except storage.NoBucket:
         found = []
     if not found:
@@ -165,5 +165,5 @@ def _check_channel(channel: Mapping[str, Any], request: Mapping[str, Any]) -> No
             "ValidationException",
             f'No S3 objects found under S3 URL "{uri}" given in input data source. Please ensure that the bucket exists in'
             f' the selected region, that objects exist under that S3 prefix, and that the role "{request["RoleArn"]}" has'
-            f' "s3:ListBucket" permissions on bucket "{storage.split(channels.s3_uri(uri))[0]}".',
+            f' "s3:ListBucket" permissions on bucket "{storage.split(containers.s3_uri(uri))[0]}".',
         )

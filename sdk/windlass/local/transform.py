@@ -28,6 +28,7 @@ from moto.core.responses import ActionResult, EmptyResult
 
 from windlass.local import cloud as clouds
 from windlass.local import containers, s3data, storage
+from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.fleet import STOP_GRACE_SECONDS, FleetFailed, Instance, Reply, Unanswered, VariantSpec
 from windlass.local.lifecycle import Failed, Job, Jobs, Stopped, not_here, when
@@ -205,6 +206,7 @@ class TransformJobs(Jobs[TransformJob]):
             instances=count,
             weight=1.0,
             fetch=functools.partial(containers.fetch, model.container),
+            layers=Environments(self.cloud.keeper),
             environment={
                 **self.cloud.process_environment(job.region),
                 "SAGEMAKER_REGION": job.region,
@@ -219,31 +221,33 @@ class TransformJobs(Jobs[TransformJob]):
             },
         )
         open_log = functools.partial(self._log, job)
-        for number in range(count):
-            instance = Instance(spec, job.folder / str(number), keeper=self.cloud.keeper, open_log=open_log)
-            (instance.folder / "model").mkdir(parents=True)
-            try:
+
+        def abort() -> str | None:
+            return "stopping" if job.stopping.is_set() else None
+
+        try:
+            for number in range(count):
+                instance = Instance(spec, job.folder / str(number), keeper=self.cloud.keeper, open_log=open_log)
+                (instance.folder / "model").mkdir(parents=True)
                 spec.fetch(instance.folder / "model")
+                instance.install(abort)
                 with self.change:
                     if job.stopping.is_set():
                         raise Stopped
                     job.instances.append(instance)
                     instance.launch()
-            except containers.FetchFailed as error:
-                raise Failed(f"ClientError: {error}") from error
-            except OSError as error:
-                raise Failed(f"AlgorithmError: The model server could not be started: {error}") from error
-        deadline = time.monotonic() + spec.startup_timeout_seconds
-        for instance in job.instances:
-            try:
-                instance.wait_healthy(deadline, lambda: "stopping" if job.stopping.is_set() else None)
-            except FleetFailed as error:
-                if job.stopping.is_set():
-                    raise Stopped from error
-                reason = (
-                    str(error).replace(f" for production variant {job.name}", "").replace("endpoint", "transform job")
-                )
-                raise Failed(f"AlgorithmError: {reason}") from error
+            deadline = time.monotonic() + spec.startup_timeout_seconds
+            for instance in job.instances:
+                instance.wait_healthy(deadline, abort)
+        except containers.FetchFailed as error:
+            raise Failed(f"ClientError: {error}") from error
+        except OSError as error:
+            raise Failed(f"AlgorithmError: The model server could not be started: {error}") from error
+        except FleetFailed as error:
+            if job.stopping.is_set():
+                raise Stopped from error
+            reason = str(error).replace(f" for production variant {job.name}", "").replace("endpoint", "transform job")
+            raise Failed(f"AlgorithmError: {reason}") from error
         return list(job.instances)
 
     def _log(self, job: TransformJob, stream: str) -> LogStream:

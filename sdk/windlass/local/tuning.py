@@ -23,7 +23,7 @@ from typing import Any
 from moto.core.responses import ActionResult, EmptyResult
 
 from windlass.local import cloud as clouds
-from windlass.local import roles
+from windlass.local import roles, training_request
 from windlass.local.faults import Fault
 from windlass.local.lifecycle import TERMINAL, Failed, Job, Jobs, Stopped, not_here, when
 from windlass.local.listing import select
@@ -276,9 +276,8 @@ class TuningJobs(Jobs[TuningJob]):
                 f"The objective metric '{definition.metric}' is not among the MetricDefinitions of the training job definition:"
                 f" {metrics}.",
             )
-        self.cloud.jobs._check(
-            _request(definition, "check", dict.fromkeys((r.name for r in definition.ranges), "1"), "")
-        )
+        values = dict.fromkeys((each.name for each in definition.ranges), "1")
+        training_request.check(_request(definition, "check", values, ""))
 
     def _check_parents(self, region: str, request: Mapping[str, Any], definitions: list[Definition]) -> None:
         warm = request.get("WarmStartConfig")

@@ -378,6 +378,24 @@ def test_jobs_start_in_the_order_in_which_they_came(training: TrainingJobs, clou
     assert started == sorted(started)
 
 
+def test_jobs_of_several_hosts_run_one_after_another_and_let_others_pass(cloud: SmallCloud) -> None:
+    training = TrainingJobs(cloud, slots=3)  # type: ignore[arg-type]
+    two = {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1}
+    script = "import time; print('ready', flush=True); time.sleep(600)"
+    training.create(REGION, request("first", script, ResourceConfig=two))
+    until(lambda: "ready" in logged("first"))
+
+    training.create(REGION, request("second", script, ResourceConfig=two))
+    training.create(REGION, request("single", "print('passed')"))
+
+    assert training.wait(REGION, "single", 20) == "Completed"
+    assert training.describe(REGION, "second")["SecondaryStatus"] == "Starting"
+    training.stop(REGION, "first")
+    training.wait(REGION, "first", 20)
+    until(lambda: "ready" in logged("second"))
+    training.close()
+
+
 def test_each_job_has_a_port_of_its_own_to_meet_at(cloud: SmallCloud) -> None:
     training = TrainingJobs(cloud, slots=2)  # type: ignore[arg-type]
     script = "import os, time; print('port', os.environ['SM_MASTER_PORT'], flush=True); time.sleep(600)"
