@@ -398,14 +398,19 @@ class Fleet:
         self.config, self.variants, self.folder = config, {spec.name: spec for spec in variants}, folder
         self.weights = {spec.name: spec.weight for spec in variants}
         self._changed = threading.Condition()
-        self._uses = itertools.count(1)
+        self._uses, self._numbers = itertools.count(1), itertools.count()
+        self._keeper, self._open_log = keeper, open_log
         self._instances: dict[str, list[Instance]] = {
-            spec.name: [
-                Instance(spec, folder / spec.name / str(number), keeper=keeper, open_log=open_log)
-                for number in range(spec.instances)
-            ]
-            for spec in variants
+            spec.name: [self._instance(spec) for _ in range(spec.instances)] for spec in variants
         }
+
+    def _instance(self, spec: VariantSpec) -> Instance:
+        folder = self.folder / spec.name / str(next(self._numbers))
+        return Instance(spec, folder, keeper=self._keeper, open_log=self._open_log)
+
+    def instances(self, variant: str) -> list[Instance]:
+        """Those of one variant."""
+        return list(self._instances[variant])
 
     def __iter__(self) -> Iterator[Instance]:
         return itertools.chain.from_iterable(self._instances.values())
@@ -417,26 +422,55 @@ class Fleet:
             FleetFailed: one of them is not; the others have been ended.
         """
         try:
-            for instance in self:
-                model = instance.folder / "model"
-                model.mkdir(parents=True)
-                try:
-                    instance.spec.fetch(model)
-                    instance.launch()
-                except FetchFailed as error:
-                    raise FleetFailed(str(error)) from error
-                except OSError as error:
-                    raise FleetFailed(f"The model server could not be started: {error}") from error
-                if reason := abort():
-                    raise FleetFailed(reason)
-            started = time.monotonic()
-            for instance in self:
-                instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
+            self._bring_up(list(self), abort)
         except BaseException:
             self.stop(drain_seconds=0, grace_seconds=1)
             raise
-        for instance in self:
+
+    @staticmethod
+    def _bring_up(instances: Sequence[Instance], abort: Callable[[], str | None]) -> None:
+        for instance in instances:
+            model = instance.folder / "model"
+            model.mkdir(parents=True)
+            try:
+                instance.spec.fetch(model)
+                instance.launch()
+            except FetchFailed as error:
+                raise FleetFailed(str(error)) from error
+            except OSError as error:
+                raise FleetFailed(f"The model server could not be started: {error}") from error
+            if reason := abort():
+                raise FleetFailed(reason)
+        started = time.monotonic()
+        for instance in instances:
+            instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
+        for instance in instances:
             threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
+
+    def resize(self, variant: str, count: int, abort: Callable[[], str | None] = lambda: None) -> None:
+        """Have so many instances of ``variant``: new ones take requests when they are healthy, and those that go finish theirs.
+
+        Raises:
+            FleetFailed: a new one is not healthy; the variant is what it was before.
+        """
+        group = self._instances[variant]
+        new = [self._instance(self.variants[variant]) for _ in range(count - len(group))]
+        try:
+            self._bring_up(new, abort)
+        except BaseException:
+            for instance in new:
+                instance.stop(grace=1)
+            raise
+        with self._changed:
+            kept, gone = (group + new)[:count], group[count:]
+            self._instances[variant] = kept
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not any(instance.outstanding for instance in gone), INVOCATION_TIMEOUT_SECONDS
+            )
+        for instance in gone:
+            instance.stop(STOP_GRACE_SECONDS)
+            shutil.rmtree(instance.folder, ignore_errors=True)
 
     def healthy(self) -> dict[str, int]:
         """How many instances of each variant can answer now."""

@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -329,6 +329,36 @@ class Hosting:
         self._spawn(endpoint, lambda each: self._roll_out(each, rollout))
         return {"EndpointArn": endpoint.arn}
 
+    def update_endpoint_weights_and_capacities(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = {each["VariantName"]: each for each in request["DesiredWeightsAndCapacities"]}
+        with self._changed:
+            endpoint = self._endpoint(region, request["EndpointName"])
+            live = self._settled(endpoint)
+            for name, change in wanted.items():
+                if name not in live.fleet.variants:
+                    raise Fault("ValidationException", f"Variant {name} not found for Endpoint {endpoint.name}.")
+                if "ServerlessUpdateConfig" in change:
+                    raise _unsupported("ServerlessUpdateConfig")
+            before, after = live.properties, copy.deepcopy(live.properties)
+            for name, variant in _variants(after).items():
+                change = wanted.get(name, {})
+                variant["InitialInstanceCount"] = change.get("DesiredInstanceCount", variant["InitialInstanceCount"])
+                variant["InitialVariantWeight"] = change.get("DesiredWeight", live.fleet.weights[name])
+            endpoint.live = replace(live, properties=after)
+            endpoint.failure = None
+            self._become(endpoint, "Updating")
+        self._announce(endpoint)
+        self._spawn(endpoint, lambda each: self._resize(each, live.fleet, before, after))
+        return {"EndpointArn": endpoint.arn}
+
+    def desired_instances(self, region: str, endpoint: str, variant: str) -> int | None:
+        """How many instances that variant is to have; None when there is no such variant in service."""
+        with self._changed:
+            found = self._endpoints.get((region, endpoint))
+            live = found.live if found else None
+            properties = _variants(live.properties).get(variant) if live else None
+            return int(properties["InitialInstanceCount"]) if properties else None
+
     def delete_endpoint(self, region: str, request: Mapping[str, Any]) -> None:
         with self._changed:
             endpoint = self._endpoint(region, request["EndpointName"])
@@ -374,6 +404,25 @@ class Hosting:
                 endpoint.router.assign((new.fleet, 1.0))
                 endpoint.live, endpoint.pending = new, None
                 self._become(endpoint, "InService")
+        self._announce(endpoint)
+
+    def _resize(self, endpoint: Endpoint, fleet: Fleet, before: dict[str, Any], after: dict[str, Any]) -> None:
+        try:
+            for name, variant in _variants(after).items():
+                fleet.resize(name, variant["InitialInstanceCount"], self._closed)
+            for name, variant in _variants(after).items():
+                fleet.weights[name] = variant["InitialVariantWeight"]
+        except FleetFailed as error:
+            with self._changed:
+                endpoint.failure = str(error)
+                counts = {name: len(fleet.instances(name)) for name in fleet.variants}
+                properties = copy.deepcopy(before)
+                for name, variant in _variants(properties).items():
+                    variant["InitialInstanceCount"] = counts[name]
+                assert endpoint.live is not None
+                endpoint.live = replace(endpoint.live, properties=properties)
+        with self._changed:
+            self._become(endpoint, "InService")
         self._announce(endpoint)
 
     def _roll_out(self, endpoint: Endpoint, rollout: Rollout) -> None:
@@ -667,6 +716,9 @@ class HostingOperations:
 
     def update_endpoint(self) -> ActionResult:
         return ActionResult(self._hosting.update_endpoint(self.region, self.params))
+
+    def update_endpoint_weights_and_capacities(self) -> ActionResult:
+        return ActionResult(self._hosting.update_endpoint_weights_and_capacities(self.region, self.params))
 
     def delete_endpoint(self) -> ActionResult:
         self._hosting.delete_endpoint(self.region, self.params)
