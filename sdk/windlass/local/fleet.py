@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Started = Callable[[str, Child, Path], None]
+
 INVOCATION_TIMEOUT_SECONDS = 60.0
 """How long a model may take to answer: InvokeEndpoint's limit."""
 
@@ -99,7 +101,15 @@ class VariantSpec:
 class Instance:
     """One model server process, restarted when it dies."""
 
-    def __init__(self, spec: VariantSpec, folder: Path, *, keeper: Keeper, open_log: Callable[[str], LogSink]) -> None:
+    def __init__(
+        self,
+        spec: VariantSpec,
+        folder: Path,
+        *,
+        keeper: Keeper,
+        open_log: Callable[[str], LogSink],
+        started: Started | None = None,
+    ) -> None:
         self.id = f"i-{random.getrandbits(68):017x}"
         self.spec, self.folder = spec, folder
         self._ready = threading.Event()
@@ -107,7 +117,7 @@ class Instance:
         self.last_used = 0
         self.restarts = 0
         self.stream = f"{spec.name}/{self.id}"
-        self._keeper, self._log = keeper, open_log(self.stream)
+        self._keeper, self._log, self._started = keeper, open_log(self.stream), started
         self._child: Child | None = None
         self._port = 0
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
@@ -161,6 +171,8 @@ class Instance:
             os.close(writing)
         with self._pool:
             self._child = child
+        if self._started:
+            self._started(self.spec.name, child, self.folder)
         self._reader = threading.Thread(
             target=follow, args=(reading, self._take_line), name=f"log-{self.id}", daemon=True
         )
@@ -384,6 +396,7 @@ class Fleet:
         config: the endpoint config's name.
         folder: the fleet's own; removed by :meth:`stop`.
         open_log: opens the log stream of that name.
+        started: is told of each process: (variant, process, folder).
     """
 
     def __init__(
@@ -394,19 +407,20 @@ class Fleet:
         *,
         keeper: Keeper,
         open_log: Callable[[str], LogSink],
+        started: Started | None = None,
     ) -> None:
         self.config, self.variants, self.folder = config, {spec.name: spec for spec in variants}, folder
         self.weights = {spec.name: spec.weight for spec in variants}
         self._changed = threading.Condition()
         self._uses, self._numbers = itertools.count(1), itertools.count()
-        self._keeper, self._open_log = keeper, open_log
+        self._keeper, self._open_log, self._started = keeper, open_log, started
         self._instances: dict[str, list[Instance]] = {
             spec.name: [self._instance(spec) for _ in range(spec.instances)] for spec in variants
         }
 
     def _instance(self, spec: VariantSpec) -> Instance:
         folder = self.folder / spec.name / str(next(self._numbers))
-        return Instance(spec, folder, keeper=self._keeper, open_log=self._open_log)
+        return Instance(spec, folder, keeper=self._keeper, open_log=self._open_log, started=self._started)
 
     def instances(self, variant: str) -> list[Instance]:
         """Those of one variant."""

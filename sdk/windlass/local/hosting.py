@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
@@ -27,7 +28,9 @@ from windlass.local.faults import Fault
 from windlass.local.fleet import FAILURE_REASON_LENGTH, Fleet, FleetFailed, Router, VariantSpec
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
+from windlass.local.processes import Child
 from windlass.local.rollout import Policy, Rollout
+from windlass.local.utilisation import ENDPOINTS, Usage
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,7 @@ class Hosting:
 
     def __init__(self, cloud: clouds.Cloud) -> None:
         self._cloud = cloud
-        self._meter = Meter(cloud.metrics)
+        self._meter, self._usage = Meter(cloud.metrics), Usage(cloud.metrics, cloud.clock)
         self._data_plane = DataPlane(lambda region, name: self._endpoints.get((region, name)), self._meter, cloud.clock)
         self._changed = threading.Condition(threading.RLock())
         self._models: dict[tuple[str, str], Model] = {}
@@ -520,12 +523,17 @@ class Hosting:
             self._cloud.state / "endpoints" / name / f"{next(self._deployments)}-{config.name}",
             keeper=self._cloud.keeper,
             open_log=lambda stream: LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock),
+            started=functools.partial(self._watch, endpoint),
         )
         capture = None
         if settings := properties.get("DataCaptureConfig"):
             settings = {**settings, "DestinationS3Uri": containers.s3_uri(settings["DestinationS3Uri"])}
             capture = Capture(settings, name, storage.write)
         return Deployed(config, properties, fleet, capture, self._now())
+
+    def _watch(self, endpoint: Endpoint, variant: str, child: Child, folder: Path) -> None:
+        dimensions = {"EndpointName": endpoint.name, "VariantName": variant}
+        self._usage.watch(endpoint.region, ENDPOINTS, dimensions, child, folder)
 
     # -- data plane ---------------------------------------------------------------------------------------------------
 
@@ -560,6 +568,7 @@ class Hosting:
         for deployed in running:
             deployed.fleet.stop(drain_seconds=0, grace_seconds=1)
             self._flush_capture(deployed)
+        self._usage.close()
         if self._flusher:
             self._flusher.join(5.0)
             self._flusher = None

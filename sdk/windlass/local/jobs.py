@@ -37,6 +37,7 @@ from windlass.local.faults import Fault
 from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import Child
+from windlass.local.utilisation import JOBS, Usage
 
 if TYPE_CHECKING:
     from windlass.local.cloud import Cloud
@@ -173,6 +174,7 @@ class TrainingJobs:
         self, cloud: Cloud, *, slots: int | None = None, stop_grace_seconds: float = STOP_GRACE_SECONDS
     ) -> None:
         self._cloud = cloud
+        self._usage = Usage(cloud.metrics, cloud.clock)
         self.slots = slots or os.cpu_count() or 1
         self.stop_grace_seconds = stop_grace_seconds
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
@@ -481,6 +483,7 @@ class TrainingJobs:
                 job.child = self._cloud.keeper.start(
                     _command(job), env=self._environment(job), cwd=job.folder / "code", output=writing
                 )
+                self._usage.watch(job.region, JOBS, {"Host": f"{job.name}/algo-1"}, job.child, job.folder)
         except (OSError, _Stopped) as error:
             os.close(reading)
             if isinstance(error, _Stopped):
