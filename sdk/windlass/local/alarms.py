@@ -193,6 +193,22 @@ class AlarmEngine:
             self._change(alarm, state, reason, reason_data, self._clock.now())
             self._evaluate_composites(region, self._clock.now())
 
+    def latest(self, region: str, name: str) -> float | None:
+        """The newest value that a metric alarm has looked at; None when there is none."""
+        with self._lock:
+            alarm = self._alarms.get((region, name))
+            if alarm is None or alarm.condition is None:
+                return None
+            condition = alarm.condition
+            end = int(self._pace.of(self._clock.now() - _SETTLE_SECONDS) // condition.step * condition.step)
+            length = condition.test.periods + EXTRA_PERIODS
+            grid = Grid(end - length * condition.period, condition.period, length)
+            try:
+                datapoints = self._datapoints(alarm, condition, grid)
+            except Fault:
+                return None
+            return next((point.value for point in reversed(datapoints) if point.value is not None), None)
+
     def enable_actions(self, region: str, names: Iterable[str], enabled: bool) -> None:
         with self._lock:
             for name in names:

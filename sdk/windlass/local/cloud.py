@@ -17,6 +17,7 @@ from windlass.local.processes import Keeper
 
 if TYPE_CHECKING:
     from windlass.local.functions import Functions
+    from windlass.local.scaling import Scaling
 
 ACCOUNT = "123456789012"
 """The account of everything in a local cloud; moto's own default."""
@@ -59,6 +60,7 @@ class Cloud:
         self.events = EventBus(self.clock, self.pace)
         self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace)
         self.events.support("lambda", lambda *given: self.functions.target(*given))
+        self.alarms.support("autoscaling", lambda *given: self.scaling.act(*given))
         self.alarms.support("lambda", lambda *given: self.functions.act(*given))
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
@@ -74,6 +76,13 @@ class Cloud:
         from windlass.local.functions import Functions
 
         return Functions(self)
+
+    @functools.cached_property
+    def scaling(self) -> Scaling:
+        """Application Auto Scaling. Built on first use, as functions are."""
+        from windlass.local.scaling import Scaling
+
+        return Scaling(self)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -95,6 +104,8 @@ class Cloud:
         self.hosting.reset()
         if "functions" in vars(self):
             self.functions.reset()
+        if "scaling" in vars(self):
+            self.scaling.reset()
         self.keeper.kill_all()
         self.tags.clear()
         self.registry.reset()

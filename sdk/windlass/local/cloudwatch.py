@@ -29,6 +29,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.core.utils import get_service_model
 
 from windlass.local import events as local_events
+from windlass.local import log_metrics
 from windlass.local.alarm_settings import Alarm
 from windlass.local.alarms import STATES, AlarmEngine
 from windlass.local.clock import Clock
@@ -611,5 +612,6 @@ def register(cloud: HasCloudWatch) -> None:
     cloudwatch_backends.clear()
     # Alarms change EventBridge's state of affairs too, so the two come together.
     local_events.register(cloud)
+    log_metrics.register(cloud.metrics)
     cloud.events.start()
     cloud.alarms.start()

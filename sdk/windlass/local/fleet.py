@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+Started = Callable[[str, Child, Path], None]
+
 INVOCATION_TIMEOUT_SECONDS = 60.0
 """How long a model may take to answer: InvokeEndpoint's limit."""
 
@@ -103,7 +105,15 @@ class VariantSpec:
 class Instance:
     """One model server process, restarted when it dies."""
 
-    def __init__(self, spec: VariantSpec, folder: Path, *, keeper: Keeper, open_log: Callable[[str], LogSink]) -> None:
+    def __init__(
+        self,
+        spec: VariantSpec,
+        folder: Path,
+        *,
+        keeper: Keeper,
+        open_log: Callable[[str], LogSink],
+        started: Started | None = None,
+    ) -> None:
         self.id = f"i-{random.getrandbits(68):017x}"
         self.spec, self.folder = spec, folder
         self._ready = threading.Event()
@@ -111,7 +121,7 @@ class Instance:
         self.last_used = 0
         self.restarts = 0
         self.stream = f"{spec.name}/{self.id}"
-        self._keeper, self._log = keeper, open_log(self.stream)
+        self._keeper, self._log, self._started = keeper, open_log(self.stream), started
         self._child: Child | None = None
         self._port = 0
         self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
@@ -189,6 +199,8 @@ class Instance:
             os.close(writing)
         with self._pool:
             self._child = child
+        if self._started:
+            self._started(self.spec.name, child, self.folder)
         self._reader = threading.Thread(
             target=follow, args=(reading, self._take_line), name=f"log-{self.id}", daemon=True
         )
@@ -412,6 +424,7 @@ class Fleet:
         config: the endpoint config's name.
         folder: the fleet's own; removed by :meth:`stop`.
         open_log: opens the log stream of that name.
+        started: is told of each process: (variant, process, folder).
     """
 
     def __init__(
@@ -422,18 +435,24 @@ class Fleet:
         *,
         keeper: Keeper,
         open_log: Callable[[str], LogSink],
+        started: Started | None = None,
     ) -> None:
         self.config, self.variants, self.folder = config, {spec.name: spec for spec in variants}, folder
         self.weights = {spec.name: spec.weight for spec in variants}
         self._changed = threading.Condition()
-        self._uses = itertools.count(1)
+        self._uses, self._numbers = itertools.count(1), itertools.count()
+        self._keeper, self._open_log, self._started = keeper, open_log, started
         self._instances: dict[str, list[Instance]] = {
-            spec.name: [
-                Instance(spec, folder / spec.name / str(number), keeper=keeper, open_log=open_log)
-                for number in range(spec.instances)
-            ]
-            for spec in variants
+            spec.name: [self._instance(spec) for _ in range(spec.instances)] for spec in variants
         }
+
+    def _instance(self, spec: VariantSpec) -> Instance:
+        folder = self.folder / spec.name / str(next(self._numbers))
+        return Instance(spec, folder, keeper=self._keeper, open_log=self._open_log, started=self._started)
+
+    def instances(self, variant: str) -> list[Instance]:
+        """Those of one variant."""
+        return list(self._instances[variant])
 
     def __iter__(self) -> Iterator[Instance]:
         return itertools.chain.from_iterable(self._instances.values())
@@ -445,7 +464,15 @@ class Fleet:
             FleetFailed: one of them is not; the others have been ended.
         """
         try:
-            for instance in self:
+            self._bring_up(list(self), abort)
+        except BaseException:
+            self.stop(drain_seconds=0, grace_seconds=1)
+            raise
+
+    @staticmethod
+    def _bring_up(instances: Sequence[Instance], abort: Callable[[], str | None]) -> None:
+        try:
+            for instance in instances:
                 model = instance.folder / "model"
                 model.mkdir(parents=True)
                 instance.spec.fetch(model)
@@ -453,18 +480,40 @@ class Fleet:
                 instance.launch()
                 if reason := abort():
                     raise FleetFailed(reason)
-            started = time.monotonic()
-            for instance in self:
-                instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
-            for instance in self:
-                threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
-        except BaseException as error:
-            self.stop(drain_seconds=0, grace_seconds=1)
-            if isinstance(error, FetchFailed):
-                raise FleetFailed(str(error)) from error
-            if isinstance(error, OSError):
-                raise FleetFailed(f"The model server could not be started: {error}") from error
+        except FetchFailed as error:
+            raise FleetFailed(str(error)) from error
+        except OSError as error:
+            raise FleetFailed(f"The model server could not be started: {error}") from error
+        started = time.monotonic()
+        for instance in instances:
+            instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
+        for instance in instances:
+            threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
+
+    def resize(self, variant: str, count: int, abort: Callable[[], str | None] = lambda: None) -> None:
+        """Have so many instances of ``variant``: new ones take requests when they are healthy, and those that go finish theirs.
+
+        Raises:
+            FleetFailed: a new one is not healthy; the variant is what it was before.
+        """
+        group = self._instances[variant]
+        new = [self._instance(self.variants[variant]) for _ in range(count - len(group))]
+        try:
+            self._bring_up(new, abort)
+        except BaseException:
+            for instance in new:
+                instance.stop(grace=1)
             raise
+        with self._changed:
+            kept, gone = (group + new)[:count], group[count:]
+            self._instances[variant] = kept
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not any(instance.outstanding for instance in gone), INVOCATION_TIMEOUT_SECONDS
+            )
+        for instance in gone:
+            instance.stop(STOP_GRACE_SECONDS)
+            shutil.rmtree(instance.folder, ignore_errors=True)
 
     def healthy(self) -> dict[str, int]:
         """How many instances of each variant can answer now."""

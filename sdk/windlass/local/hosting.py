@@ -14,8 +14,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
@@ -29,7 +30,9 @@ from windlass.local.faults import Fault
 from windlass.local.fleet import FAILURE_REASON_LENGTH, Fleet, FleetFailed, Router, VariantSpec
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
+from windlass.local.processes import Child
 from windlass.local.rollout import Policy, Rollout
+from windlass.local.utilisation import ENDPOINTS, Usage
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +116,7 @@ class Hosting:
 
     def __init__(self, cloud: clouds.Cloud) -> None:
         self._cloud = cloud
-        self._meter = Meter(cloud.metrics)
+        self._meter, self._usage = Meter(cloud.metrics), Usage(cloud.metrics, cloud.clock)
         self._data_plane = DataPlane(lambda region, name: self._endpoints.get((region, name)), self._meter, cloud.clock)
         self._changed = threading.Condition(threading.RLock())
         self._models: dict[tuple[str, str], Model] = {}
@@ -338,6 +341,36 @@ class Hosting:
         self._spawn(endpoint, lambda each: self._roll_out(each, rollout))
         return {"EndpointArn": endpoint.arn}
 
+    def update_endpoint_weights_and_capacities(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = {each["VariantName"]: each for each in request["DesiredWeightsAndCapacities"]}
+        with self._changed:
+            endpoint = self._endpoint(region, request["EndpointName"])
+            live = self._settled(endpoint)
+            for name, change in wanted.items():
+                if name not in live.fleet.variants:
+                    raise Fault("ValidationException", f"Variant {name} not found for Endpoint {endpoint.name}.")
+                if "ServerlessUpdateConfig" in change:
+                    raise _unsupported("ServerlessUpdateConfig")
+            before, after = live.properties, copy.deepcopy(live.properties)
+            for name, variant in _variants(after).items():
+                change = wanted.get(name, {})
+                variant["InitialInstanceCount"] = change.get("DesiredInstanceCount", variant["InitialInstanceCount"])
+                variant["InitialVariantWeight"] = change.get("DesiredWeight", live.fleet.weights[name])
+            endpoint.live = replace(live, properties=after)
+            endpoint.failure = None
+            self._become(endpoint, "Updating")
+        self._announce(endpoint)
+        self._spawn(endpoint, lambda each: self._resize(each, live.fleet, before, after))
+        return {"EndpointArn": endpoint.arn}
+
+    def desired_instances(self, region: str, endpoint: str, variant: str) -> int | None:
+        """How many instances that variant is to have; None when there is no such variant in service."""
+        with self._changed:
+            found = self._endpoints.get((region, endpoint))
+            live = found.live if found else None
+            properties = _variants(live.properties).get(variant) if live else None
+            return int(properties["InitialInstanceCount"]) if properties else None
+
     def delete_endpoint(self, region: str, request: Mapping[str, Any]) -> None:
         with self._changed:
             endpoint = self._endpoint(region, request["EndpointName"])
@@ -383,6 +416,25 @@ class Hosting:
                 endpoint.router.assign((new.fleet, 1.0))
                 endpoint.live, endpoint.pending = new, None
                 self._become(endpoint, "InService")
+        self._announce(endpoint)
+
+    def _resize(self, endpoint: Endpoint, fleet: Fleet, before: dict[str, Any], after: dict[str, Any]) -> None:
+        try:
+            for name, variant in _variants(after).items():
+                fleet.resize(name, variant["InitialInstanceCount"], self._closed)
+            for name, variant in _variants(after).items():
+                fleet.weights[name] = variant["InitialVariantWeight"]
+        except FleetFailed as error:
+            with self._changed:
+                endpoint.failure = str(error)
+                counts = {name: len(fleet.instances(name)) for name in fleet.variants}
+                properties = copy.deepcopy(before)
+                for name, variant in _variants(properties).items():
+                    variant["InitialInstanceCount"] = counts[name]
+                assert endpoint.live is not None
+                endpoint.live = replace(endpoint.live, properties=properties)
+        with self._changed:
+            self._become(endpoint, "InService")
         self._announce(endpoint)
 
     def _roll_out(self, endpoint: Endpoint, rollout: Rollout) -> None:
@@ -500,12 +552,17 @@ class Hosting:
             self._cloud.state / "endpoints" / name / f"{next(self._deployments)}-{config.name}",
             keeper=self._cloud.keeper,
             open_log=lambda stream: LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock),
+            started=functools.partial(self._watch, endpoint),
         )
         capture = None
         if settings := properties.get("DataCaptureConfig"):
             settings = {**settings, "DestinationS3Uri": containers.s3_uri(settings["DestinationS3Uri"])}
             capture = Capture(settings, name, storage.write)
         return Deployed(config, properties, fleet, capture, self._now())
+
+    def _watch(self, endpoint: Endpoint, variant: str, child: Child, folder: Path) -> None:
+        dimensions = {"EndpointName": endpoint.name, "VariantName": variant}
+        self._usage.watch(endpoint.region, ENDPOINTS, dimensions, child, folder)
 
     # -- data plane ---------------------------------------------------------------------------------------------------
 
@@ -541,6 +598,7 @@ class Hosting:
         for deployed in running:
             deployed.fleet.stop(drain_seconds=0, grace_seconds=1)
             self._flush_capture(deployed)
+        self._usage.close()
         if self._flusher:
             self._flusher.join(5.0)
             self._flusher = None
@@ -701,6 +759,9 @@ class HostingOperations:
 
     def update_endpoint(self) -> ActionResult:
         return ActionResult(self._hosting.update_endpoint(self.region, self.params))
+
+    def update_endpoint_weights_and_capacities(self) -> ActionResult:
+        return ActionResult(self._hosting.update_endpoint_weights_and_capacities(self.region, self.params))
 
     def delete_endpoint(self) -> ActionResult:
         self._hosting.delete_endpoint(self.region, self.params)

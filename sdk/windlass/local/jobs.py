@@ -44,6 +44,7 @@ from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import Container
 from windlass.local.quotas import Volume
+from windlass.local.utilisation import JOBS, Usage
 
 if TYPE_CHECKING:
     from windlass.local.cloud import Cloud
@@ -232,6 +233,7 @@ class TrainingJobs:
         layers: Environments | None = None,
     ) -> None:
         self._cloud = cloud
+        self._usage = Usage(cloud.metrics, cloud.clock)
         self.slots = slots or os.cpu_count() or 1
         self.stop_grace_seconds = stop_grace_seconds
         self.on_metric: list[Callable[[str, str, str, float], None]] = []  # region, job, metric, value
@@ -687,6 +689,7 @@ class TrainingJobs:
                     container=Container(host.folder, hostname=host.name, hosts=job.folder / "hosts"),
                     file_bytes=job.volume_bytes,
                 )
+                self._usage.watch(job.region, JOBS, {"Host": f"{job.name}/{host.name}"}, host.child, host.folder)
                 if job.evicting.is_set():
                     host.child.signal(signal.SIGTERM)
         except OSError as error:

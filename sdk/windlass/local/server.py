@@ -296,6 +296,10 @@ def _create_app(service: str) -> Any:
         from windlass.local import functions
 
         functions.register(clouds.current().functions)
+    if service == "applicationautoscaling":
+        from windlass.local import scaling
+
+        scaling.register(clouds.current().scaling)
     if service == "cloudformation":
         import windlass.local.cloudformation  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
     return create_backend_app(service)

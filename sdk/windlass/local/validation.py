@@ -75,6 +75,9 @@ def _violation(value: str, path: str, constraint: str) -> str:
 
 @functools.cache
 def _compiled(pattern: str) -> re.Pattern[str] | None:
-    """The model's Java pattern for Python; None for Unicode classes, which Python's ``re`` lacks."""
+    """The model's Java pattern for Python; None for what Python's ``re`` lacks, such as Unicode classes and surrogates."""
     pattern = pattern.replace(r"\p{ASCII}", r"[\x00-\x7f]").replace(r"\z", r"\Z")
-    return None if r"\p{" in pattern else re.compile(pattern, re.DOTALL)
+    try:
+        return None if r"\p{" in pattern else re.compile(pattern, re.DOTALL)
+    except re.error:
+        return None

@@ -98,7 +98,7 @@ class Cloud:
     def __init__(self, state: Path) -> None:
         self.state = state
         self.tags: dict[str, dict[str, str]] = {}
-        self.clock = HeldClock()
+        self.clock = self.pace = HeldClock()
         self.alarms = Alarms()
         self.events = Events()
         self.keeper = Keeper()
@@ -668,3 +668,34 @@ def test_a_prediction_is_captured_before_its_fleet_may_end(cloud: Cloud, monkeyp
     invoke(cloud)
 
     assert outstanding == [1]
+def test_weights_and_capacities_change_without_a_deployment(cloud: Cloud) -> None:
+    # given an endpoint of one instance
+    make_model(cloud, "v1")
+    variant = {"VariantName": "main", "ModelName": "v1", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+    config = {"EndpointConfigName": "c", "ProductionVariants": [variant]}
+    cloud.hosting.create_endpoint_config(REGION, config)
+    cloud.hosting.create_endpoint(REGION, {"EndpointName": "e", "EndpointConfigName": "c"})
+    assert cloud.hosting.wait(REGION, "e", timeout=60) == "InService"
+
+    def change(**wanted: Any) -> dict[str, Any]:
+        request = {"EndpointName": "e", "DesiredWeightsAndCapacities": [{"VariantName": "main", **wanted}]}
+        cloud.hosting.update_endpoint_weights_and_capacities(REGION, request)
+        assert cloud.hosting.wait(REGION, "e", timeout=60) == "InService"
+        described = cloud.hosting.describe_endpoint(REGION, {"EndpointName": "e"})
+        [summary] = described["ProductionVariants"]
+        assert described["EndpointConfigName"] == "c"
+        return dict(summary)
+
+    # when it grows, and when it shrinks
+    grown = change(DesiredInstanceCount=3, DesiredWeight=0.5)
+    assert (grown["CurrentInstanceCount"], grown["DesiredInstanceCount"]) == (3, 3)
+    assert (grown["CurrentWeight"], grown["DesiredWeight"]) == (0.5, 0.5)
+    shrunk = change(DesiredInstanceCount=1)
+    # then it is as many, and the config is what it was
+    assert (shrunk["CurrentInstanceCount"], shrunk["DesiredInstanceCount"], shrunk["DesiredWeight"]) == (1, 1, 0.5)
+    described = cloud.hosting.describe_endpoint_config(REGION, {"EndpointConfigName": "c"})
+    assert described["ProductionVariants"][0]["InitialInstanceCount"] == 1
+    unknown = [{"VariantName": "other", "DesiredInstanceCount": 1}]
+    request = {"EndpointName": "e", "DesiredWeightsAndCapacities": unknown}
+    with pytest.raises(Fault, match="not found"):
+        cloud.hosting.update_endpoint_weights_and_capacities(REGION, request)
