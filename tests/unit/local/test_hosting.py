@@ -668,6 +668,8 @@ def test_a_prediction_is_captured_before_its_fleet_may_end(cloud: Cloud, monkeyp
     invoke(cloud)
 
     assert outstanding == [1]
+
+
 def test_weights_and_capacities_change_without_a_deployment(cloud: Cloud) -> None:
     # given an endpoint of one instance
     make_model(cloud, "v1")
