@@ -4,6 +4,7 @@
     ├── InvalidInput(ValueError)         an argument, spec or file of the user's is wrong; nothing was sent
     │   ├── CorruptArtifact              a model bundle does not match its manifest, or must not be opened
     │   └── MissingExtra(ImportError)    an optional dependency is needed: what to install, and why
+    ├── DiskFull(OSError)                no room on this disk; nothing half-written was left
     ├── ServiceError(RuntimeError)       AWS refused or failed a request; `code`, `operation`, `request_id`
     │   ├── NotFound(LookupError)        the named thing does not exist
     │   ├── Conflict                     it exists already, or is busy
@@ -72,6 +73,10 @@ class MissingExtra(InvalidInput, ImportError):
     def __init__(self, module: str, extra: str, why: str) -> None:
         self.module, self.extra = module, extra
         super().__init__(f"{why} needs the package '{module}'", hint=f"Install it: pip install 'windlass[{extra}]'.")
+
+
+class DiskFull(WindlassError, OSError):
+    """No room on this disk. Nothing half-written was left."""
 
 
 class ServiceError(WindlassError, RuntimeError):
