@@ -1,10 +1,10 @@
 """A TCP relay that counts what goes through it, and can break off: for tests and benchmarks of uploads.
 
-    with Wire("127.0.0.1", 5000) as wire:
-        client = boto3.client("s3", endpoint_url=wire.url)
-        ...
-        wire.sent                        # bytes from clients to the server, headers and all
-        wire.cut_after(10 << 20)         # the connections break after that many more, until wire.mend()
+with Wire("127.0.0.1", 5000) as wire:
+    client = boto3.client("s3", endpoint_url=wire.url)
+    ...
+    wire.sent                        # bytes from clients to the server, headers and all
+    wire.cut_after(10 << 20)         # the connections break after that many more, until wire.mend()
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Wire:
     def __enter__(self) -> Wire:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._closing = True
         # A closed listener does not wake accept(); a last connection does.
         socket.create_connection(self._listener.getsockname()).close()

@@ -3,6 +3,7 @@
     WindlassError
     ├── InvalidInput(ValueError)         an argument, spec or file of the user's is wrong; nothing was sent
     │   ├── CorruptArtifact              a model bundle does not match its manifest, or must not be opened
+    │   ├── PolicyRefused                a gate of the policy is shut; `gates` lists each that is
     │   └── MissingExtra(ImportError)    an optional dependency is needed: what to install, and why
     ├── DiskFull(OSError)                no room on this disk; nothing half-written was left
     ├── ServiceError(RuntimeError)       AWS refused or failed a request; `code`, `operation`, `request_id`
@@ -65,6 +66,14 @@ class InvalidInput(WindlassError, ValueError):
 
 class CorruptArtifact(InvalidInput):
     """A model bundle does not match its manifest, or holds what must not be unpacked."""
+
+
+class PolicyRefused(InvalidInput):
+    """A gate of the policy is shut. ``gates`` lists each that is. Nothing was sent."""
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", gates: tuple[str, ...] = ()) -> None:
+        self.gates = gates
+        super().__init__(what, where=where, hint=hint)
 
 
 class MissingExtra(InvalidInput, ImportError):

@@ -187,7 +187,9 @@ class _Publication:
         said = done.get("ChecksumSHA256", "").partition("-")[0]
         if said and said != _base64(_of_parts(content)):
             hint = "Publish again."
-            raise CorruptArtifact(f"S3 put {name} together from other parts than were sent", where=self.where, hint=hint)
+            raise CorruptArtifact(
+                f"S3 put {name} together from other parts than were sent", where=self.where, hint=hint
+            )
 
     def _part(self, upload: Mapping[str, Any], number: int, chunk: Chunk, path: Path) -> str:
         wanted = _base64(chunk.sha256)
@@ -236,9 +238,7 @@ class _Publication:
     def _parts_there(self, key: str, upload_id: str, path: Path, content: Content) -> dict[int, str]:
         """Number -> ETag of the parts that S3 has already and that hold what they should."""
         there = {}
-        found = aws.pages(
-            self.where, "s3", "list_parts", "Parts", Bucket=self.bucket, Key=key, UploadId=upload_id
-        )
+        found = aws.pages(self.where, "s3", "list_parts", "Parts", Bucket=self.bucket, Key=key, UploadId=upload_id)
         for part in found:
             number = part["PartNumber"]
             if number > len(content.chunks) or part["Size"] != content.chunks[number - 1].size:
@@ -257,7 +257,9 @@ class _Publication:
         except ServiceError as error:
             if error.code in ("BadDigest", "XAmzContentChecksumMismatch", "InvalidDigest"):
                 hint = "Build it again, then publish; if no file changed, the network damages what it carries."
-                raise InvalidInput("a file is not what it was when the bundle was built", where=self.where, hint=hint) from error
+                raise InvalidInput(
+                    "a file is not what it was when the bundle was built", where=self.where, hint=hint
+                ) from error
             raise
 
     def _count(self, sent: int = 0, copied: int = 0) -> None:

@@ -131,7 +131,9 @@ def test_a_broken_upload_goes_on_where_it_was(rig: Rig, wire: Wire, model: Path,
     assert sent.copied_bytes >= 8 * MIB  # at least one part had arrived
     assert wire.sent - before < 20 * MIB
     assert publish.fetch(sent.uri, tmp_path / "back").manifest == bundle.manifest
-    assert "Uploads" not in rig.client("s3").list_multipart_uploads(Bucket=rig.bucket, Prefix=f"artifacts/{bundle.digest}")
+    assert "Uploads" not in rig.client("s3").list_multipart_uploads(
+        Bucket=rig.bucket, Prefix=f"artifacts/{bundle.digest}"
+    )
 
 
 def test_a_part_left_by_something_else_is_replaced(rig: Rig, wire: Wire, model: Path, tmp_path: Path) -> None:
@@ -148,7 +150,9 @@ def test_a_part_left_by_something_else_is_replaced(rig: Rig, wire: Wire, model: 
     assert publish.fetch(sent.uri, tmp_path / "back").manifest == bundle.manifest
 
 
-def test_a_base_that_is_gone_or_damaged_costs_an_upload_and_no_more(rig: Rig, wire: Wire, model: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_gone_or_damaged_costs_an_upload_and_no_more(
+    rig: Rig, wire: Wire, model: Path, tmp_path: Path
+) -> None:
     old = put(rig, artifact.build(model))
     key = aws.split(old.uri)[1]
     rig.client("s3").put_object(Bucket=rig.bucket, Key=f"{key}w.safetensors", Body=b"damaged")

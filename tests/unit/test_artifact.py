@@ -222,7 +222,9 @@ def test_one_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, wher
 def test_names_in_any_script_round_trip(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     folder = tmp_path_factory.mktemp("names")
     (folder / "model").mkdir()
-    kept = [n for n in names if n not in (".", "..", "windlass.json", *artifact.archive.LEFT_OUT) and not n.endswith(".pyc")]
+    kept = [
+        n for n in names if n not in (".", "..", "windlass.json", *artifact.archive.LEFT_OUT) and not n.endswith(".pyc")
+    ]
     kept = [n for n in kept if len(n.encode()) < 200]
     for name in kept:
         (folder / "model" / name).write_text(name)

@@ -22,6 +22,7 @@ from windlass.artifact.bundle import (
     extract,
     pack,
     read_manifest,
+    repack,
     verify,
 )
 from windlass.artifact.bundle import open_bundle as open  # noqa: A004 - reads as artifact.open
@@ -50,6 +51,7 @@ __all__ = [
     "open",
     "pack",
     "read_manifest",
+    "repack",
     "schema",
     "verify",
 ]

@@ -122,7 +122,9 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self.flush()
@@ -147,7 +149,9 @@ class Writer:
             sha256 = large(_header(name, before), file, size, name)
             self._contents[name] = Content(size, sha256, wanted())
             if identity(before) != identity(os.fstat(file.fileno())):
-                raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written.")
+                raise InvalidInput(
+                    f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written."
+                )
 
     def add_bytes(self, name: str, body: bytes) -> None:
         self.flush()
@@ -422,7 +426,9 @@ def _write_file(
         while left:
             body = stream.read(min(_BUFFER, left))
             if not body:
-                raise CorruptArtifact(f"{member.name!r} ends after {member.size - left} of {member.size} bytes", where=where)
+                raise CorruptArtifact(
+                    f"{member.name!r} ends after {member.size - left} of {member.size} bytes", where=where
+                )
             left -= len(body)
             if small:
                 digest.update(body)

@@ -118,6 +118,23 @@ def build(
     return Bundle(Path(dest), manifest, parts)
 
 
+def repack(bundle: Bundle, dest: str | Path) -> Bundle:
+    """Write an opened bundle as one ``model.tar.gz``, its manifest as it is, so with the same digest.
+
+    Raises:
+        CorruptArtifact: a file is no longer what the manifest says.
+    """
+    with _appears_whole(Path(dest)) as out, archive.Writer(out, with_chunks=False) as writer:
+        for name in sorted(bundle.manifest.files):
+            writer.add(name, bundle.parts[name])
+        written = writer.flush()
+        faults = [f"{n} has changed" for n, c in bundle.manifest.files.items() if written[n].sha256 != c.sha256]
+        if faults:
+            raise CorruptArtifact(_listed(faults), where=f"Packing {bundle.path}")
+        writer.add_bytes(MANIFEST, bundle.manifest.to_json())
+    return Bundle(Path(dest), bundle.manifest, bundle.parts)
+
+
 def _parts(model: Path, code: Path | None) -> dict[str, Path]:
     """Name in the bundle -> file, sorted by name."""
     parts = dict(archive.members(model))
@@ -349,7 +366,11 @@ class Diff:
         return bool(self.added or self.removed or self.changed or self.fields)
 
     def __str__(self) -> str:
-        lines = [f"{sign} {n}" for sign, names in zip("+-~", (self.added, self.removed, self.changed), strict=True) for n in names]
+        lines = [
+            f"{sign} {n}"
+            for sign, names in zip("+-~", (self.added, self.removed, self.changed), strict=True)
+            for n in names
+        ]
         lines += [f"{name}: {before!r} -> {after!r}" for name, (before, after) in self.fields.items()]
         return "\n".join([*lines, f"{self.new_bytes} new bytes"])
 

@@ -161,7 +161,7 @@ def matches(path: Path, expected: Content, pool: Executor) -> Callable[[], bool]
         return lambda: False
     stretches = expected.chunks or (Chunk(0, expected.size, expected.sha256),)
     hashed = [(chunk.sha256, pool.submit(hash_stretch, path, chunk.offset, chunk.size)) for chunk in stretches]
-    return lambda: all([future.result() == sha256 for sha256, future in hashed])
+    return lambda: all(future.result() == sha256 for sha256, future in hashed)
 
 
 # ---------------------------------------------------------------------------------------------------------------- cache

@@ -102,9 +102,7 @@ def _tensors(data: object, where: str) -> tuple[Tensor, ...]:
         ):
             raise InvalidInput(f"expected {{name, dtype, shape}}, got {item!r}", where=here)
         shape = item.get("shape")
-        if not isinstance(shape, list) or not all(
-            isinstance(n, str) or (type(n) is int and n >= 0) for n in shape
-        ):
+        if not isinstance(shape, list) or not all(isinstance(n, str) or (type(n) is int and n >= 0) for n in shape):
             raise InvalidInput(f"shape must be a list of sizes and dimension names, got {shape!r}", where=here)
         tensors.append(Tensor(item["name"], item["dtype"], tuple(shape)))
     return tuple(tensors)
@@ -176,10 +174,7 @@ class Manifest:
         except ValueError as error:
             raise CorruptArtifact(f"files: {name}: {error}", where=where) from error
         for name, kind, of in _FIELDS:
-            value = data.get(name, kind())
-            if not isinstance(value, kind) or (of and not all(isinstance(item, of) for item in value)):
-                raise CorruptArtifact(f"{name} is {value!r:.100}, not {_KINDS[kind]}", where=where)
-            values[name] = tuple(value) if kind is list else value
+            values[name] = _checked(data.get(name, kind()), kind, of, f"{where}: {name}")
         if data.get("signature") is not None:
             values["signature"] = _checked_signature(data["signature"], where)
         return cls(**values)
@@ -207,6 +202,16 @@ _FIELDS: tuple[tuple[str, type, type | None], ...] = (
     ("pickles", list, str),
 )
 _KINDS: Mapping[type, str] = {dict: "an object", list: "a list", str: "text"}
+
+
+def _checked(value: Any, kind: type, of: type | None, where: str) -> Any:
+    if not isinstance(value, kind) or (of and not all(isinstance(item, of) for item in _items(value))):
+        raise CorruptArtifact(f"{value!r:.100} is not {_KINDS[kind]}", where=where)
+    return tuple(_items(value)) if kind is list else value
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value)
 
 
 def _checked_signature(data: object, where: str) -> Signature:
