@@ -587,8 +587,11 @@ def _served_by(version: str, where: str) -> list[str]:
     """The configs, live or kept to roll back to, that serve a version."""
     sagemaker, found = aws.client("sagemaker"), []
     for endpoint in aws.pages(where, "sagemaker", "list_endpoints", "Endpoints"):
-        answer = aws.call(where, sagemaker.describe_endpoint, EndpointName=endpoint["EndpointName"])
-        tags = _tags(answer["EndpointArn"], where)
+        try:
+            answer = aws.call(where, sagemaker.describe_endpoint, EndpointName=endpoint["EndpointName"])
+            tags = _tags(answer["EndpointArn"], where)
+        except NotFound:
+            continue  # deleted since it was listed
         kept = [name for name in tags.get(plans.HISTORY_TAG, "").split() if name]
         for config in dict.fromkeys([answer.get("EndpointConfigName", ""), *kept]):
             try:

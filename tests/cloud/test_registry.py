@@ -14,6 +14,7 @@ import pytest
 
 import windlass as wl
 from windlass import aliases, artifact, aws, foundation, signing
+from windlass.cli import main
 from windlass.errors import Conflict, CorruptArtifact, InvalidInput, NotFound, PolicyRefused
 from windlass.foundation import Contract
 from windlass.registry import ModelVersion, import_version, register
@@ -274,3 +275,82 @@ def test_what_is_live_is_not_deleted(project: str, group: str, model: Path) -> N
 
     version.delete(project=project)
     assert ModelVersion.list(group) == []
+
+
+# ------------------------------------------------------------------------------------------------- comparison, command line
+
+
+def evaluated(name: str, correct: str) -> wl.Run:
+    run = wl.Run(name, f"arn:{name}", "Completed", kind="evaluate", metrics={"test:accuracy": correct.count("1") / 100})
+    share = {"value": correct.count("1") / len(correct)}
+    run.__dict__["evaluation"] = {
+        "multiclass_classification_metrics": {"accuracy": share},
+        "samples": len(correct),
+        "correct": correct,
+        "evaluation_set": "the same",
+    }
+    return run
+
+
+@pytest.fixture
+def versions(project: str, group: str, model: Path) -> list[ModelVersion]:
+    worse = register(model, group, project=project, evaluation=evaluated("first", "1" * 60 + "0" * 40))
+    (model / "more.txt").write_text("more")
+    return [worse, register(model, group, project=project, evaluation=evaluated("second", "1" * 95 + "0" * 5))]
+
+
+def test_versions_are_compared_on_what_they_were_registered_with(versions: list[ModelVersion]) -> None:
+    answer = versions[0].compare(versions[1].name)
+
+    assert answer.better == versions[1].name
+    assert (answer.only_first, answer.only_second) == (0, 35)
+
+
+def test_the_evaluation_opens_and_shuts_gates(versions: list[ModelVersion]) -> None:
+    policy = wl.Policy(min_metrics={"accuracy": 0.85})
+
+    versions[1].verify(policy)
+    with pytest.raises(PolicyRefused, match="accuracy is 0.6"):
+        versions[0].verify(policy)
+
+
+def test_the_commands_of_a_version_s_life(
+    versions: list[ModelVersion], project: str, group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, path = tmp_path / "page.html", tmp_path / "version.tar.gz"
+    first, second = (version.name for version in versions)
+
+    def said(*arguments: str, status: int = 0) -> str:
+        assert main(["model", *arguments, "--project", project]) == status, capsys.readouterr().err
+        output = capsys.readouterr()
+        return output.out if status == 0 else output.err
+
+    assert f"{second} is better" in said("compare", first, second, "--html", str(page))
+    assert second in page.read_text()
+    assert json.loads(said("compare", first, second, "--json"))["better"] == second
+    said("alias", second, "champion")
+    assert "names version 2, not version 1" in said("alias", first, "champion", "--expected", "1", status=1)
+    assert main(["versions", group, "--project", project]) == 0
+    assert "champion" in capsys.readouterr().out
+    said("export", f"{group}@champion", str(path))
+    assert f"{group}-copy/1" in said("import", str(path), "--model", f"{group}-copy")
+    assert "champion" in said("delete", second, "--yes", status=1)
+    said("delete", first, "--yes")
+    assert ModelVersion.list(group) == [second]
+
+
+def test_register_and_check_a_folder_from_the_command_line(
+    project: str, group: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("licenses: [MIT]\nrequire_signature: true\n")
+    command = ["register", str(model), "--model", group, "--project", project, "--policy", str(policy)]
+
+    assert main(command) == 1
+    assert "licence is apache-2.0" in capsys.readouterr().err
+    assert main([*command, "--license", "MIT", "--approve"]) == 0
+    ModelVersion.from_name(group).fetch(tmp_path / "back")
+    assert main(["model", "verify", str(tmp_path / "back")]) == 0
+    assert ModelVersion.from_name(group).metadata["digest"] in capsys.readouterr().out
+    assert main(["model", "diff", str(tmp_path / "back"), str(tmp_path / "back")]) == 0
+    assert "no difference" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from windlass import __version__
-from windlass.cli import infra, local, verbs
+from windlass.cli import infra, local, models, verbs
 
 app = typer.Typer(
     name="windlass",
@@ -35,5 +35,6 @@ def root(
 
 
 verbs.add_to(app)
+app.add_typer(models.app, name="model", help="Versions and bundles: compare, alias, export, import, delete, verify.")
 app.add_typer(infra.app, name="infra", help="The AWS foundation: bucket, key, role, topic and their contract.")
 app.add_typer(local.app, name="local", help="A cloud on this machine: real jobs and endpoints, no AWS account.")
