@@ -130,7 +130,10 @@ class ModelVersion:
     def _decide(self, status: str, why: str) -> ModelVersion:
         where = f"Setting {self.name} {status}"
         who = aws.call(where, aws.client("sts").get_caller_identity)["Arn"]
-        params: dict[str, Any] = {"ModelApprovalStatus": status, "CustomerMetadataProperties": {"decided-by": who[:256]}}
+        params: dict[str, Any] = {
+            "ModelApprovalStatus": status,
+            "CustomerMetadataProperties": {"decided-by": who[:256]},
+        }
         if why:
             params["ApprovalDescription"] = why
         return self._update(where, **params)

@@ -124,7 +124,9 @@ def test_an_alias_names_a_version_and_moves(project: str, group: str, model: Pat
     second.alias("champion", expected=1, project=project)
     assert ModelVersion.from_name(f"{group}@champion", project=project) == second
     arn = aws.client("sagemaker").describe_model_package_group(ModelPackageGroupName=group)["ModelPackageGroupArn"]
-    assert {"Key": "windlass:alias:champion", "Value": "2"} in aws.client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+    assert {"Key": "windlass:alias:champion", "Value": "2"} in aws.client("sagemaker").list_tags(ResourceArn=arn)[
+        "Tags"
+    ]
     with pytest.raises(NotFound, match="There are: champion"):
         ModelVersion.from_name(f"{group}@shadow", project=project)
 

@@ -1,7 +1,8 @@
 """``model.tar.gz``, written and read in one pass: fast where files do not compress, deterministic, and safe to read.
 
-The archive is a plain ``tar`` in a ``gzip`` stream of several members. Weights hardly compress, and gzip takes minutes to find
-that out: their bytes go into deflate's *stored* blocks, as they are. Text is compressed, on all cores. Any tar opens it.
+The archive is a plain ``tar`` in one ``gzip`` member. Weights hardly compress, and gzip takes minutes to find that out: their
+bytes go into deflate's *stored* blocks, as they are. Text is compressed, in pieces on all cores. Any tar opens it; several
+members would be valid too, but Python's own ``tarfile`` reads only the first of them in mode ``r|gz``.
 
 Reading refuses paths that climb out, links, devices, bombs, and what appears twice; it hashes while it writes.
 """
@@ -112,12 +113,14 @@ class Writer:
     def __init__(self, out: IO[bytes], *, with_chunks: bool = True) -> None:
         self._out, self._with_chunks = out, with_chunks
         self._contents: dict[str, Content] = {}
-        self._small: deque[tuple[str, Future[tuple[bytes, Content]]]] = deque()
+        self._small: deque[tuple[str, Future[tuple[bytes, bytes, Content]]]] = deque()
+        self._crc = self._length = 0  # of the tar, for gzip's trailer
         self._threads = ExitStack()
         self._pool = self._threads.enter_context(ThreadPoolExecutor(WORKERS))
         # Steps of one lane run in order; lanes run beside each other, and zlib, hashlib and write release the GIL.
         self._hashing = self._threads.enter_context(ThreadPoolExecutor(1))
         self._writing = self._threads.enter_context(ThreadPoolExecutor(1))
+        self._out.write(_GZIP_HEADER)
 
     def __enter__(self) -> Writer:
         return self
@@ -128,7 +131,9 @@ class Writer:
         try:
             if kind is None:
                 self.flush()
-                self._out.write(_gzip(b"\0" * 1024))
+                self._write(b"\0" * 1024)
+                last = b"\x01\0\0\xff\xff"  # an empty block that says it is the last one
+                self._out.write(last + struct.pack("<II", self._crc, self._length & 0xFFFFFFFF))
         finally:
             self._pool.shutdown(cancel_futures=True)
             self._threads.close()
@@ -146,18 +151,19 @@ class Writer:
             before = os.fstat(file.fileno())
             large = self._store if _stored(path, size) else self._compress
             wanted = chunks(path, size, self._pool) if self._with_chunks else tuple
-            sha256 = large(_header(name, before), file, size, name)
+            self._write(_header(name, before))
+            sha256 = large(file, size, name)
+            self._write(_padding(size))
             self._contents[name] = Content(size, sha256, wanted())
             if identity(before) != identity(os.fstat(file.fileno())):
-                raise InvalidInput(
-                    f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written."
-                )
+                hint = "Wait until it is written."
+                raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint=hint)
 
     def add_bytes(self, name: str, body: bytes) -> None:
         self.flush()
         header = tarfile.TarInfo(name)
         header.size, header.mode = len(body), 0o644
-        self._out.write(_gzip(header.tobuf(tarfile.PAX_FORMAT) + body + _padding(len(body))))
+        self._write(header.tobuf(tarfile.PAX_FORMAT) + body + _padding(len(body)))
 
     def flush(self) -> dict[str, Content]:
         """What was written until now."""
@@ -165,10 +171,16 @@ class Writer:
             self._write_small()
         return self._contents
 
+    def _write(self, plain: bytes | memoryview, packed: bytes | None = None) -> None:
+        """The next bytes of the tar; deflated already, or to be deflated here."""
+        self._crc = zlib.crc32(plain, self._crc)
+        self._length += len(plain)
+        self._out.write(_deflate(plain) if packed is None else packed)
+
     def _write_small(self) -> None:
-        name, packed = self._small.popleft()
-        body, self._contents[name] = packed.result()
-        self._out.write(body)
+        name, future = self._small.popleft()
+        plain, packed, self._contents[name] = future.result()
+        self._write(plain, packed)
 
     def _buffers(self, file: IO[bytes], size: int, name: str) -> Iterator[tuple[memoryview, list[Future[Any]]]]:
         """The file in buffers. A buffer is filled again when all that was put into its list has ended."""
@@ -188,39 +200,28 @@ class Writer:
             for future in pending:
                 future.result()
 
-    def _store(self, header: bytes, file: IO[bytes], size: int, name: str) -> str:
-        """One gzip member of stored blocks: hash and write beside each other."""
-        digest, crc = hashlib.sha256(), zlib.crc32(header)
-        self._out.write(_GZIP_HEADER + _blocks(memoryview(header)))
-
-        def write(view: memoryview) -> None:
-            nonlocal crc
-            crc = zlib.crc32(view, crc)
-            self._out.write(_blocks(view))
-
+    def _store(self, file: IO[bytes], size: int, name: str) -> str:
+        """In stored blocks: hash and write beside each other."""
+        digest = hashlib.sha256()
         for view, pending in self._buffers(file, size, name):
-            pending += [self._hashing.submit(digest.update, view), self._writing.submit(write, view)]
-        padding = _padding(size)
-        crc = zlib.crc32(padding, crc)
-        length = (len(header) + size + len(padding)) & 0xFFFFFFFF
-        last = b"\x01\0\0\xff\xff"  # an empty block that says it is the last one
-        self._out.write(_blocks(memoryview(padding)) + last + struct.pack("<II", crc, length))
+            pending.append(self._hashing.submit(digest.update, view))
+            pending.append(self._writing.submit(self._write_stored, view))
         return digest.hexdigest()
 
-    def _compress(self, header: bytes, file: IO[bytes], size: int, name: str) -> str:
-        """A gzip member for each buffer, compressed beside each other."""
+    def _write_stored(self, view: memoryview) -> None:
+        self._write(view, _blocks(view))
+
+    def _compress(self, file: IO[bytes], size: int, name: str) -> str:
+        """Each buffer deflated by itself, beside each other."""
         digest = hashlib.sha256()
-        packed: deque[Future[bytes]] = deque()
-        self._out.write(_gzip(header))
+
+        def write(view: memoryview, packed: Future[bytes]) -> None:
+            self._write(view, packed.result())
+
         for view, pending in self._buffers(file, size, name):
-            packed.append(self._pool.submit(_gzip, view))
-            pending += [self._hashing.submit(digest.update, view), packed[-1]]
-            while len(packed) >= _DEPTH:
-                self._out.write(packed.popleft().result())
-        for body in packed:
-            self._out.write(body.result())
-        if size % tarfile.BLOCKSIZE:
-            self._out.write(_gzip(_padding(size)))
+            pending.append(self._hashing.submit(digest.update, view))
+            packed = self._pool.submit(_deflate, view)
+            pending.append(self._writing.submit(write, view, packed))
         return digest.hexdigest()
 
 
@@ -234,20 +235,21 @@ def _padding(size: int) -> bytes:
     return b"\0" * (-size % tarfile.BLOCKSIZE)
 
 
-def _pack_small(name: str, path: Path) -> tuple[bytes, Content]:
+def _pack_small(name: str, path: Path) -> tuple[bytes, bytes, Content]:
     with path.open("rb") as file:
         before = os.fstat(file.fileno())
         body = file.read(_SMALL + 1)
     if len(body) != before.st_size:
         raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written.")
-    level = 0 if path.suffix.lower() in _STORED else _LEVEL
-    packed = _gzip(_header(name, before) + body + _padding(len(body)), level)
-    return packed, Content(len(body), hashlib.sha256(body).hexdigest())
+    plain = _header(name, before) + body + _padding(len(body))
+    packed = _blocks(memoryview(plain)) if path.suffix.lower() in _STORED else _deflate(plain)
+    return plain, packed, Content(len(body), hashlib.sha256(body).hexdigest())
 
 
-def _gzip(data: bytes | memoryview, level: int = _LEVEL) -> bytes:
-    packer = zlib.compressobj(level, zlib.DEFLATED, 31)
-    return packer.compress(data) + packer.flush()
+def _deflate(data: bytes | memoryview) -> bytes:
+    """A piece of a deflate stream that refers to nothing before it and ends on a byte, so that pieces may be joined."""
+    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
+    return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
 
 
 def _blocks(view: memoryview) -> bytes:

@@ -23,8 +23,8 @@ from pathlib import Path
 from windlass.errors import InvalidInput
 
 # S3 takes parts of 5 MiB to 5 GiB, at most 10,000 of them (S3 user guide, multipart upload limits).
-CHUNK_MIN = 8 << 20
-_CHUNK_SPREAD = 2 << 20  # a cut is looked for in this much after the minimum
+CHUNK_MIN = 6 << 20
+_CHUNK_SPREAD = 4 << 20  # a cut is looked for in this much after the minimum
 _MAX_PARTS = 10_000
 
 # A cut follows this marker: a byte pair that small float32 and bfloat16 weights hold often (0xbd tops values around -0.05)
@@ -65,7 +65,10 @@ class Content:
         if not isinstance(data, dict) or not is_digest(data.get("sha256")) or not _is_size(data.get("size")):
             raise ValueError(f"expected sha256 and size, got {data!r:.200}")
         chunks, offset = [], 0
-        for item in data.get("chunks", []):
+        listed = data.get("chunks", [])
+        if not isinstance(listed, list):
+            raise ValueError(f"expected a list of chunks, got {listed!r:.200}")
+        for item in listed:
             if not isinstance(item, Sequence) or len(item) != 2 or not _is_size(item[0]) or not is_digest(item[1]):
                 raise ValueError(f"expected a chunk as [size, sha256], got {item!r:.200}")
             chunks.append(Chunk(offset, item[0], item[1]))
