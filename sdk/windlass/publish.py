@@ -293,7 +293,8 @@ class _Stretch(io.RawIOBase):
         if not view:
             return 0
         with self._path.open("rb", buffering=0) as file:
-            count = os.preadv(file.fileno(), [view], self._offset + self._at)
+            file.seek(self._offset + self._at)
+            count = file.readinto(view)
         if not count:
             raise InvalidInput("it became shorter while it was sent", where=f"Reading {self._path}")
         self._at += count
@@ -372,11 +373,12 @@ def _fetch_stretch(uri: str, path: Path, chunk: Chunk, where: str) -> None:
     for last in (False, True):
         answer = aws.call(where, aws.client("s3").get_object, Bucket=bucket, Key=key, **stretch)
         digest, at = hashlib.sha256(), chunk.offset
-        with aws.errors(where), contextlib.closing(answer["Body"]) as body, path.open("r+b", buffering=0) as file:
+        with aws.errors(where), contextlib.closing(answer["Body"]) as body, path.open("r+b") as file:
+            file.seek(at)
             for piece in body.iter_chunks(_STEP):
                 digest.update(piece)
                 if at + len(piece) <= chunk.offset + chunk.size:
-                    os.pwrite(file.fileno(), piece, at)
+                    file.write(piece)
                 at += len(piece)
         if digest.hexdigest() == chunk.sha256:
             return

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import boto3
 import pytest
+import torch
 
 import windlass as wl
 from windlass import aliases, artifact, aws, foundation, signing
 from windlass.cli import main
 from windlass.errors import Conflict, CorruptArtifact, InvalidInput, NotFound, PolicyRefused
 from windlass.foundation import Contract
+from windlass.optimize.export import export
 from windlass.registry import ModelVersion, import_version, register
 
 
@@ -356,3 +358,16 @@ def test_register_and_check_a_folder_from_the_command_line(
     assert ModelVersion.from_name(group).metadata["digest"] in capsys.readouterr().out
     assert main(["model", "diff", str(tmp_path / "back"), str(tmp_path / "back")]) == 0
     assert "no difference" in capsys.readouterr().out
+
+
+def test_a_module_is_exported_registered_and_served(project: str, group: str, tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 1)
+    folder = export(tmp_path / "exported", network, {"x": torch.zeros(2, 2)}, outputs=("y",))
+    version = register(folder, group, project=project, approve=True, policy=wl.Policy(require_signature=True))
+    endpoint = wl.deploy(version, project=project)
+    try:
+        assert version.manifest.signature is not None
+        answer = endpoint.predict(version.manifest.signature.example).output["y"]
+        assert answer == [pytest.approx([float(network.bias)], abs=1e-6)]
+    finally:
+        endpoint.delete()

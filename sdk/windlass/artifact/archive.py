@@ -423,7 +423,6 @@ def _write_file(
     left, digest = member.size, hashlib.sha256()
     small = left <= _SMALL
     with path.open("xb", buffering=0) as out:
-        os.fchmod(out.fileno(), 0o755 if member.mode & stat.S_IXUSR else 0o644)
         pending: deque[Future[Any]] = deque()
         while left:
             body = stream.read(min(_BUFFER, left))
@@ -441,6 +440,7 @@ def _write_file(
                 pending.popleft().result()
         while pending:
             pending.popleft().result()
+    path.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
     return digest.hexdigest()
 
 

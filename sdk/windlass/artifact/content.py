@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from windlass.errors import InvalidInput
 
@@ -90,7 +90,7 @@ def _is_size(value: object) -> bool:
 # ------------------------------------------------------------------------------------------------------------- chunking
 
 
-def cuts(file: int, size: int) -> Iterator[tuple[int, int]]:
+def cuts(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
     """Offset and size of each chunk of an open file. Files up to twice the minimum stay whole.
 
     Among the markers between the minimum and the minimum plus the spread, the cut follows the one with the least CRC: with a
@@ -100,7 +100,8 @@ def cuts(file: int, size: int) -> Iterator[tuple[int, int]]:
     spread, offset = _CHUNK_SPREAD, 0
     while size - offset > minimum + spread + CHUNK_MIN:
         start = offset + minimum
-        window = os.pread(file, spread + _WINDOW, start - _WINDOW)
+        file.seek(start - _WINDOW)
+        window = file.read(spread + _WINDOW)
         best, at = 1 << 32, spread
         found = window.find(_MARKER, _WINDOW)
         for _ in range(_MAX_MARKERS):
@@ -121,8 +122,9 @@ def hash_stretch(path: Path, offset: int, size: int) -> str:
     digest, buffer = hashlib.sha256(), bytearray(min(_BLOCK, size))
     view, end = memoryview(buffer), offset + size
     with path.open("rb", buffering=0) as file:
+        file.seek(offset)
         while offset < end:
-            count = os.preadv(file.fileno(), [view[: min(_BLOCK, end - offset)]], offset)
+            count = file.readinto(view[: min(_BLOCK, end - offset)])
             if not count:
                 raise InvalidInput("it became shorter while it was read", where=f"Reading {path}")
             digest.update(view[:count])
@@ -135,7 +137,7 @@ def chunks(path: Path, size: int, pool: Executor) -> Callable[[], tuple[Chunk, .
     if size <= CHUNK_MIN * 2:
         return lambda: ()
     with path.open("rb") as file:
-        stretches = list(cuts(file.fileno(), size))
+        stretches = list(cuts(file, size))
     hashed = [(start, count, pool.submit(hash_stretch, path, start, count)) for start, count in stretches]
     return lambda: tuple(Chunk(start, count, future.result()) for start, count, future in hashed)
 
@@ -207,6 +209,8 @@ class DigestCache:
         self._do("DELETE FROM files WHERE path = ?", (str(path.resolve()),))
 
     def _do(self, statement: str, values: tuple[str, ...]) -> tuple[str, str] | None:
+        import sqlite3  # what only reads manifests needs none
+
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             connection = sqlite3.connect(self.path, timeout=5)

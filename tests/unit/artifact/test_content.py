@@ -50,7 +50,7 @@ def bfloat16(size: int) -> bytes:
 
 def stretches(path: Path) -> list[tuple[int, int]]:
     with path.open("rb") as file:
-        return list(content.cuts(file.fileno(), path.stat().st_size))
+        return list(content.cuts(file, path.stat().st_size))
 
 
 @pytest.mark.parametrize(
