@@ -118,16 +118,13 @@ def _build(folder: Path, scratch: Path, rounds: int) -> list[Row]:
         return time.perf_counter() - start
 
     ours(), copied()  # fill caches
-    built, copies = [], []
-    for _ in range(rounds):
+    built, copies, tarfile_seconds = [], [], 0.0
+    for turn in range(rounds):
         built.append(ours())
         copies.append(copied())
+        # It takes a minute, in which a machine that does other things changes; so a part of it runs in each round.
+        tarfile_seconds += _official(folder, scratch / "peer.tar.gz", turn, rounds)
     shutil.rmtree(copy)
-    start = time.perf_counter()
-    with tarfile.open(scratch / "peer.tar.gz", "w:gz") as tar:
-        tar.add(folder, arcname=".")
-    tarfile_seconds = time.perf_counter() - start
-    (scratch / "peer.tar.gz").unlink()
     seconds = statistics.median(item["seconds"] for item in built)
     peak = max(item["peak"] for item in built)
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -139,6 +136,23 @@ def _build(folder: Path, scratch: Path, rounds: int) -> list[Row]:
         Row("size of model.tar.gz", archive.stat().st_size / (1 << 20), mib, "its files", "MiB", "<= 1.01"),
         Row("peak memory of a build", peak, MEMORY, "promised", "MB", "<= 1"),
     ]
+
+
+def _official(folder: Path, dest: Path, turn: int, rounds: int) -> float:
+    """Seconds that tarfile "w:gz" takes for one part in ``rounds`` of the weights and of the files."""
+    weights = folder / "model.safetensors"
+    start = time.perf_counter()
+    with tarfile.open(dest, "w:gz") as tar, weights.open("rb") as file:
+        size = weights.stat().st_size
+        part = tarfile.TarInfo("model.safetensors")
+        part.size = size * (turn + 1) // rounds - size * turn // rounds
+        file.seek(size * turn // rounds)
+        tar.addfile(part, file)
+        for path in sorted((folder / "code").iterdir())[turn::rounds]:
+            tar.add(path)
+    seconds = time.perf_counter() - start
+    dest.unlink()
+    return seconds
 
 
 def _open(scratch: Path, rounds: int) -> list[Row]:

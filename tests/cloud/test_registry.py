@@ -314,7 +314,7 @@ def test_the_evaluation_opens_and_shuts_gates(versions: list[ModelVersion]) -> N
     policy = wl.Policy(min_metrics={"accuracy": 0.85})
 
     versions[1].verify(policy)
-    with pytest.raises(PolicyRefused, match="accuracy is 0.6"):
+    with pytest.raises(PolicyRefused, match=r"accuracy is 0\.6"):
         versions[0].verify(policy)
 
 
@@ -368,6 +368,6 @@ def test_a_module_is_exported_registered_and_served(project: str, group: str, tm
     try:
         assert version.manifest.signature is not None
         answer = endpoint.predict(version.manifest.signature.example).output["y"]
-        assert answer == [pytest.approx([float(network.bias)], abs=1e-6)]
+        assert answer == [pytest.approx([network.bias.item()], abs=1e-6)]
     finally:
         endpoint.delete()

@@ -46,6 +46,7 @@ _SMALL = 1 << 20  # compressed whole, by one thread
 _BLOCK = 0xFFFF  # the most that a stored block of deflate holds (RFC 1951, 3.2.4)
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name, no date, no system: the same for all
 _LEVEL = 6
+_VECTORS = 512  # POSIX lets a system take as few as 16 at once; Linux and macOS take 1024
 
 WORKERS = max(2, min(8, os.cpu_count() or 2))
 
@@ -114,6 +115,7 @@ class Writer:
         self._out, self._with_chunks = out, with_chunks
         self._contents: dict[str, Content] = {}
         self._small: deque[tuple[str, Future[tuple[bytes, bytes, Content]]]] = deque()
+        self._file = _descriptor(out)
         self._crc = self._length = 0  # of the tar, for gzip's trailer
         self._threads = ExitStack()
         self._pool = self._threads.enter_context(ThreadPoolExecutor(WORKERS))
@@ -177,6 +179,22 @@ class Writer:
         self._length += len(plain)
         self._out.write(_deflate(plain) if packed is None else packed)
 
+    def _write_stored(self, view: memoryview) -> None:
+        """The next bytes of the tar, as they are: gathered by the kernel, for a copy here costs as much as the hash."""
+        self._crc = zlib.crc32(view, self._crc)
+        self._length += len(view)
+        parts = _blocks(view)
+        if self._file is None:
+            self._out.write(b"".join(parts))
+            return
+        self._out.flush()
+        while parts:
+            count = os.writev(self._file, parts[:_VECTORS])
+            while parts and count >= len(parts[0]):
+                count -= len(parts.pop(0))
+            if count:
+                parts[0] = memoryview(parts[0])[count:]
+
     def _write_small(self) -> None:
         name, future = self._small.popleft()
         plain, packed, self._contents[name] = future.result()
@@ -207,9 +225,6 @@ class Writer:
             pending.append(self._hashing.submit(digest.update, view))
             pending.append(self._writing.submit(self._write_stored, view))
         return digest.hexdigest()
-
-    def _write_stored(self, view: memoryview) -> None:
-        self._write(view, _blocks(view))
 
     def _compress(self, file: IO[bytes], size: int, name: str) -> str:
         """Each buffer deflated by itself, beside each other."""
@@ -242,7 +257,7 @@ def _pack_small(name: str, path: Path) -> tuple[bytes, bytes, Content]:
     if len(body) != before.st_size:
         raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written.")
     plain = _header(name, before) + body + _padding(len(body))
-    packed = _blocks(memoryview(plain)) if path.suffix.lower() in _STORED else _deflate(plain)
+    packed = b"".join(_blocks(memoryview(plain))) if path.suffix.lower() in _STORED else _deflate(plain)
     return plain, packed, Content(len(body), hashlib.sha256(body).hexdigest())
 
 
@@ -252,13 +267,21 @@ def _deflate(data: bytes | memoryview) -> bytes:
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
 
 
-def _blocks(view: memoryview) -> bytes:
+def _blocks(view: memoryview) -> list[bytes | memoryview]:
     """As stored blocks of deflate, none of them the last."""
     parts: list[bytes | memoryview] = []
     for start in range(0, len(view), _BLOCK):
         piece = view[start : start + _BLOCK]
         parts += [struct.pack("<BHH", 0, len(piece), len(piece) ^ 0xFFFF), piece]
-    return b"".join(parts)
+    return parts
+
+
+def _descriptor(out: IO[bytes]) -> int | None:
+    """The file behind ``out``, where the system can gather what is written to it."""
+    try:
+        return out.fileno() if hasattr(os, "writev") else None
+    except (AttributeError, OSError):
+        return None  # a file in memory
 
 
 def _stored(path: Path, size: int) -> bool:
