@@ -328,12 +328,13 @@ def fetch(uri: str, dest: Path) -> Bundle:
     Raises:
         NotFound: nothing is there.
         CorruptArtifact: what arrived is not what the manifest says.
+        DiskFull: no room for it.
     """
     where = f"Fetching {uri}"
     if dest.exists() and any(dest.iterdir()):
         raise InvalidInput(f"{dest} is not empty", where=where)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}-", dir=dest.parent) as folder:
+    with artifact.room(dest.parent), tempfile.TemporaryDirectory(prefix=f".{dest.name}-", dir=dest.parent) as folder:
         if not uri.endswith("/"):
             return artifact.open(aws.download(uri, Path(folder) / "model.tar.gz"), dest)
         scratch = Path(folder) / "model"

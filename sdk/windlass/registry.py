@@ -529,10 +529,15 @@ def _bundle(
     lineage: dict[str, str] = {}
     if isinstance(source, Run):
         weights, own = scratch / "weights", scratch / "code"
-        artifact.extract(aws.download(source.model_uri, scratch / "trained.tar.gz"), weights)
         if code is None and source.source_uri:
-            artifact.extract(aws.download(source.source_uri, scratch / "source.tar.gz"), own)
             code = own
+        for uri, folder in ((source.model_uri, weights), (source.source_uri if code == own else "", own)):
+            try:
+                if uri:
+                    artifact.extract(aws.download(uri, scratch / f"{folder.name}.tar.gz"), folder)
+            except CorruptArtifact as error:
+                error.where = f"{where}, unpacking {uri}"
+                raise
         lineage = {
             "run": source.arn,
             "git_commit": source.tags.get("git-commit", ""),

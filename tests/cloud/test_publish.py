@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import pytest
 
 from benchmarks.wire import Wire
 from windlass import artifact, aws, publish
-from windlass.errors import CorruptArtifact, InvalidInput, NotFound, ServiceError
+from windlass.errors import CorruptArtifact, DiskFull, InvalidInput, NotFound, ServiceError
 
 MIB = 1 << 20
 
@@ -188,6 +189,20 @@ def test_a_file_that_changes_after_it_was_built_is_not_published(rig: Rig, wire:
 
     with pytest.raises(NotFound):
         publish.fetch(f"s3://{rig.bucket}/artifacts/{bundle.digest}/", model.parent / "back")
+
+
+def test_a_disk_that_fills_keeps_nothing_of_a_download(rig: Rig, wire: Wire, model: Path, tmp_path: Path) -> None:
+    uri = put(rig, artifact.build(model)).uri
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.raises(DiskFull, match="no room"):
+            publish.fetch(uri, disk / "back")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_an_archive_is_fetched_and_verified_too(rig: Rig, wire: Wire, model: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from windlass.artifact.bundle import (
     pack,
     read_manifest,
     repack,
+    room,
     verify,
 )
 from windlass.artifact.bundle import open_bundle as open  # noqa: A004 - reads as artifact.open
@@ -52,6 +53,7 @@ __all__ = [
     "pack",
     "read_manifest",
     "repack",
+    "room",
     "schema",
     "verify",
 ]

@@ -400,9 +400,10 @@ def unpack(archive: Path, dest: Path) -> dict[str, str]:
         except (tarfile.TarError, EOFError, zlib.error, ValueError, OSError) as error:
             if isinstance(error, InvalidInput) or (isinstance(error, OSError) and error.errno is not None):
                 raise  # ours already, or the disk's own complaint (full, read-only)
-            raise CorruptArtifact(
-                f"truncated or damaged ({error})", where=where, hint="Upload it again; a bundle is never half-loaded."
-            ) from error
+            # tarfile says of what is no archive at all, on four lines, which compressions it tried.
+            none = isinstance(error, tarfile.ReadError) and not seen
+            what = "not a tar.gz" if none else f"truncated or damaged ({error})"
+            raise CorruptArtifact(what, where=where, hint="Upload it again; a bundle is never half-loaded.") from error
     return digests
 
 

@@ -208,7 +208,7 @@ def digest_folder(folder: str | Path) -> str:
 @contextlib.contextmanager
 def _appears_whole(dest: Path) -> Iterator[IO[bytes]]:
     """A file that is at its place only once it is complete; until then a sibling that a failure removes."""
-    with _room(dest.parent):
+    with room(dest.parent):
         dest.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{dest.name[:100]}-", dir=dest.parent)
         scratch = Path(name)
@@ -222,7 +222,7 @@ def _appears_whole(dest: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
+def room(folder: Path) -> Iterator[None]:
     """A full disk as an error that says so."""
     try:
         yield
@@ -329,7 +329,7 @@ def _appears_unpacked(packed: Path, dest: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``dest`` if all went well, and goes away if not."""
     if dest.exists() and any(dest.iterdir()):
         raise InvalidInput(f"{dest} is not empty", where=f"Unpacking {packed.name}")
-    with _room(dest.parent):
+    with room(dest.parent):
         dest.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name[:100]}-", dir=dest.parent))
         try:

@@ -265,7 +265,7 @@ def test_extract_leaves_a_folder_in_use_alone(tmp_path: Path) -> None:
 
 def test_what_is_no_archive_is_said_to_be_damaged(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"hello"))
-    with pytest.raises(CorruptArtifact, match="damaged"):
+    with pytest.raises(CorruptArtifact, match=r"not a tar\.gz"):
         artifact.extract(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
