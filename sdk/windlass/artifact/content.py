@@ -98,12 +98,13 @@ def cuts(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
     """
     minimum = CHUNK_MIN * max(1, -(-size // (CHUNK_MIN * (_MAX_PARTS - 1))))
     spread, offset = _CHUNK_SPREAD, 0
+    window = bytearray(spread + _WINDOW)
     while size - offset > minimum + spread + CHUNK_MIN:
         start = offset + minimum
         file.seek(start - _WINDOW)
-        window = file.read(spread + _WINDOW)
+        count = file.readinto(window)  # type: ignore[attr-defined]
         best, at = 1 << 32, spread
-        found = window.find(_MARKER, _WINDOW)
+        found = window.find(_MARKER, _WINDOW, count)
         for _ in range(_MAX_MARKERS):
             if found < 0:
                 break
@@ -111,7 +112,7 @@ def cuts(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
             weight = zlib.crc32(window[end - _WINDOW : end])
             if weight < best:
                 best, at = weight, end - _WINDOW
-            found = window.find(_MARKER, found + 1)
+            found = window.find(_MARKER, found + 1, count)
         yield offset, minimum + at
         offset += minimum + at
     yield offset, size - offset
