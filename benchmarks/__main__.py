@@ -15,7 +15,7 @@ from pathlib import Path
 
 import benchmarks
 
-NOT_BENCHMARKS = {"__main__", "harness"}
+NOT_BENCHMARKS = {"__main__", "harness", "wire"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from windlass.endpoints import deploy as deploy
     from windlass.errors import WindlassError as WindlassError
     from windlass.foundation import Contract as Contract
+    from windlass.gates import Policy as Policy
     from windlass.jobs import Run as Run
     from windlass.jobs import evaluate as evaluate
     from windlass.jobs import train as train
     from windlass.plans import Plan as Plan
     from windlass.progress import JobProgress as JobProgress
     from windlass.registry import ModelVersion as ModelVersion
+    from windlass.registry import import_version as import_version
     from windlass.registry import register as register
     from windlass.specs import ServeSpec as ServeSpec
     from windlass.specs import Slo as Slo
@@ -43,6 +45,7 @@ _EXPORTS = {
     "JobProgress": "progress",
     "ModelVersion": "registry",
     "Plan": "plans",
+    "Policy": "gates",
     "Prediction": "endpoints",
     "Run": "jobs",
     "ServeSpec": "specs",
@@ -52,6 +55,7 @@ _EXPORTS = {
     "deploy": "endpoints",
     "errors": None,
     "evaluate": "jobs",
+    "import_version": "registry",
     "metrics": None,
     "monitor": None,
     "register": "registry",

@@ -20,8 +20,10 @@ from datetime import UTC, datetime
 from typing import Any, Literal, overload
 
 from windlass import aws, plans
+from windlass.artifact import MANIFEST
 from windlass.errors import Conflict, DeploymentFailed, InvalidInput, MissingExtra, NotFound, RolledBack
 from windlass.foundation import Contract
+from windlass.gates import Policy
 from windlass.plans import Plan
 from windlass.registry import ModelVersion
 from windlass.specs import ServeSpec, Slo, check_name
@@ -372,6 +374,7 @@ def deploy(
     endpoint: str | None = ...,
     *,
     slos: Sequence[Slo] = ...,
+    policy: Policy | None = ...,
     project: str = ...,
     dry_run: Literal[True],
     clock: aws.Clock = ...,
@@ -383,6 +386,7 @@ def deploy(
     endpoint: str | None = ...,
     *,
     slos: Sequence[Slo] = ...,
+    policy: Policy | None = ...,
     project: str = ...,
     wait: bool = ...,
     dry_run: Literal[False] = ...,
@@ -394,6 +398,7 @@ def deploy(
     endpoint: str | None = None,
     *,
     slos: Sequence[Slo] = (),
+    policy: Policy | None = None,
     project: str = "windlass",
     wait: bool = True,
     dry_run: bool = False,
@@ -410,12 +415,15 @@ def deploy(
     Args:
         endpoint: its name; by default the model's.
         slos: promises; each becomes an alarm scoped to the new version.
+        policy: gates that must open. A signature of the manifest, if there is one, is verified in any case.
         wait: until it is in service and baked. An accuracy alarm needs traffic and labels *during* the bake: pass ``False``,
             send them, then :meth:`Endpoint.wait`.
         options: the fields of :class:`windlass.ServeSpec`: instance_type, bake_seconds, canary_percent...
 
     Raises:
         InvalidInput: the version is not approved, or an argument is wrong; nothing was sent.
+        PolicyRefused: lists each gate that is shut; nothing was sent.
+        CorruptArtifact: the manifest is not the signed one; nothing was sent.
         DeploymentFailed: the model did not come up; :class:`RolledBack` when the old one serves on.
     """
     where = f"Deploying {version if isinstance(version, str) else version.name}"
@@ -434,8 +442,10 @@ def deploy(
     if current.approval != "Approved":
         hint = f"windlass approve {found.name}, or version.approve()."
         raise InvalidInput(f"it is {current.approval}, not Approved", where=where, hint=hint)
-    if not aws.exists(current.model_uri):
+    # A prefix is whole when its manifest, which is written last, is there.
+    if not aws.exists(current.model_uri + (MANIFEST if current.model_uri.endswith("/") else "")):
         raise NotFound(f"its artifact {current.model_uri} is gone", where=where, hint="Register the run again.")
+    current.verify(policy)
     try:
         existing: Endpoint | None = Endpoint.from_name(name)
     except NotFound:

@@ -3,7 +3,9 @@
     WindlassError
     ├── InvalidInput(ValueError)         an argument, spec or file of the user's is wrong; nothing was sent
     │   ├── CorruptArtifact              a model bundle does not match its manifest, or must not be opened
+    │   ├── PolicyRefused                a gate of the policy is shut; `gates` lists each that is
     │   └── MissingExtra(ImportError)    an optional dependency is needed: what to install, and why
+    ├── DiskFull(OSError)                no room on this disk; nothing half-written was left
     ├── ServiceError(RuntimeError)       AWS refused or failed a request; `code`, `operation`, `request_id`
     │   ├── NotFound(LookupError)        the named thing does not exist
     │   ├── Conflict                     it exists already, or is busy
@@ -70,12 +72,24 @@ class CorruptArtifact(InvalidInput):
     """A model bundle does not match its manifest, or holds what must not be unpacked."""
 
 
+class PolicyRefused(InvalidInput):
+    """A gate of the policy is shut. ``gates`` lists each that is. Nothing was sent."""
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "", gates: tuple[str, ...] = ()) -> None:
+        self.gates = gates
+        super().__init__(what, where=where, hint=hint)
+
+
 class MissingExtra(InvalidInput, ImportError):
     """An optional dependency is missing. The message names the extra to install."""
 
     def __init__(self, module: str, extra: str, why: str) -> None:
         self.module, self.extra = module, extra
         super().__init__(f"{why} needs the package '{module}'", hint=f"Install it: pip install 'windlass[{extra}]'.")
+
+
+class DiskFull(WindlassError, OSError):
+    """No room on this disk. Nothing half-written was left."""
 
 
 class ServiceError(WindlassError, RuntimeError):

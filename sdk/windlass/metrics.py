@@ -9,6 +9,7 @@ metric of its own; that is why there are so few.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,3 +65,17 @@ INVOCATIONS = Metric("Invocations", "AWS/SageMaker", "Count", _VARIANT, "Sum", "
 
 CATALOGUE = {"accuracy": ACCURACY, "p99_latency": MODEL_LATENCY, "error_rate": SERVER_ERRORS}
 """The metrics that an SLO can promise, by the name users give."""
+
+
+def wilson_lower_bound(right: int, total: int, z: float = 1.96) -> float:
+    """Lower end of the Wilson score interval for a share; ``z=1.96`` is 95 % confidence.
+
+    >>> round(wilson_lower_bound(95, 100), 3)
+    0.888
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212. Unlike the normal interval it holds near 0 and 1.
+    """
+    share, square = right / total, z * z
+    centre = share + square / (2 * total)
+    margin = z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
+    return max(0.0, (centre - margin) / (1 + square / total))

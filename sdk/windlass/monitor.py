@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from windlass import aws, metrics, plans
 from windlass.endpoints import Endpoint, Prediction
 from windlass.errors import InvalidInput, NotFound
 from windlass.foundation import Contract
-from windlass.metrics import Metric
+from windlass.metrics import Metric, wilson_lower_bound
 
 Dimensions = Sequence[Mapping[str, str]]
 
@@ -267,20 +266,6 @@ def _pairs(answer: Any, truth: Any, key: str, where: str) -> Sequence[tuple[Any,
     if len(said) != len(truths):
         raise InvalidInput(f"{len(said)} predictions but {len(truths)} labels under one inference id", where=where)
     return list(zip(said, truths, strict=True))
-
-
-def wilson_lower_bound(right: int, total: int, z: float = 1.96) -> float:
-    """Lower end of the Wilson score interval for a share; ``z=1.96`` is 95 % confidence.
-
-    >>> round(wilson_lower_bound(95, 100), 3)
-    0.888
-
-    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212. Unlike the normal interval it holds near 0 and 1.
-    """
-    share, square = right / total, z * z
-    centre = share + square / (2 * total)
-    margin = z * math.sqrt(share * (1 - share) / total + square / (4 * total * total))
-    return max(0.0, (centre - margin) / (1 + square / total))
 
 
 def _quality_data(endpoint: Endpoint, result: Quality, now: float) -> Sequence[Mapping[str, Any]]:

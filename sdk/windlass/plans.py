@@ -312,13 +312,20 @@ def _metric_definitions(wanted: tuple[str, ...] | Mapping[str, str]) -> list[dic
 # --------------------------------------------------------------------------------------------------------------- registry
 
 
+def model_data(uri: str) -> dict[str, Any]:
+    """How a container definition names a model: a prefix (with a slash at its end) as it lies there, or an archive."""
+    if not uri.endswith("/"):
+        return {"ModelDataUrl": uri}
+    source = {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
+    return {"ModelDataSource": {"S3DataSource": source}}
+
+
 def register(
     *,
     group: str,
     image: str,
     model_uri: str,
     bundle: Path,
-    content_type: str,
     evaluation_uri: str | None,
     evaluation: Path | None,
     approved: bool,
@@ -326,8 +333,14 @@ def register(
     metadata: Mapping[str, str],
     foundation: Foundation,
     create_group: bool,
+    signature_types: tuple[Sequence[str], Sequence[str]] = (("application/json",), ("application/json",)),
 ) -> Plan:
-    """A model package version with its evaluation and lineage."""
+    """A model package version with its evaluation and lineage.
+
+    Args:
+        bundle: what is uploaded to ``model_uri``: an archive, or the folder that a prefix gets.
+        signature_types: content types of requests and of answers.
+    """
     params: dict[str, Any] = {
         "ModelPackageGroupName": group,
         "ModelPackageDescription": description,
@@ -335,15 +348,15 @@ def register(
             "Containers": [
                 {
                     "Image": image,
-                    "ModelDataUrl": model_uri,
+                    **model_data(model_uri),
                     "Environment": {
                         "SAGEMAKER_PROGRAM": "inference.py",
                         "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
                     },
                 }
             ],
-            "SupportedContentTypes": [content_type],
-            "SupportedResponseMIMETypes": ["application/json"],
+            "SupportedContentTypes": list(signature_types[0]),
+            "SupportedResponseMIMETypes": list(signature_types[1]),
         },
         "ModelApprovalStatus": "Approved" if approved else "PendingManualApproval",
         "CustomerMetadataProperties": {key: value[:256] for key, value in metadata.items() if value},
@@ -400,7 +413,7 @@ def deploy(
     tagged = tags(foundation.project, endpoint=endpoint, model_version=version.label)
     container = {
         "Image": spec.image or version.image,
-        "ModelDataUrl": version.model_uri,
+        **model_data(version.model_uri),
         "Environment": {**version.environment, **spec.environment},
     }
     variant = {

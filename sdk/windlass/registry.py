@@ -1,24 +1,34 @@
-"""The Model Registry: register and approve. Each gives a :class:`ModelVersion`.
+"""The Model Registry: register, approve, compare, name, delete. Each gives a :class:`ModelVersion`.
 
 version = wl.register(run, model="digits", evaluation=scores, approve=True)
-ModelVersion.from_name("digits/1")        # in another process; "digits" is the newest approved one
+version.alias("champion")
+ModelVersion.from_name("digits/1")        # in another process; "digits" is the newest approved one; "digits@champion"
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from windlass import artifact, aws, plans
-from windlass.errors import CorruptArtifact, InvalidInput, NotFound
+from windlass import aliases, artifact, aws, comparison, gates, plans, publish, signing
+from windlass.artifact import MANIFEST, Manifest
+from windlass.comparison import Comparison
+from windlass.errors import Conflict, CorruptArtifact, InvalidInput, NotFound
 from windlass.foundation import Contract
+from windlass.gates import Policy
 from windlass.jobs import Run
 from windlass.plans import Plan
 from windlass.specs import check_name
+
+_RECORD = "version.json"
+_METADATA_MOST = 256  # characters of a value (SageMaker API reference, CustomerMetadataProperties)
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,11 @@ class ModelVersion:
     Attributes:
         name: ``model/version``, for example ``digits/1``.
         approval: ``Approved``, ``PendingManualApproval`` or ``Rejected``.
-        metadata: lineage: ``run``, ``digest``, ``git-commit``, ``data-digest``, and the evaluation's figures.
-        model_uri: ``model.tar.gz`` on S3; its key is its digest.
+        metadata: lineage: ``run``, ``digest``, ``parent``, ``git-commit``, ``data-digest``, ``decided-by``, ``signed-by``, and
+            the evaluation's figures.
+        model_uri: the prefix (with a slash at its end) or ``model.tar.gz`` on S3; its key holds its digest.
+        approval_note: why it was approved or rejected.
+        stage: where it is in its life, as in ``Staging``; SageMaker's ModelLifeCycle.
     """
 
     model: str
@@ -42,23 +55,33 @@ class ModelVersion:
     metadata: Mapping[str, str] = field(default_factory=dict)
     evaluation_uri: str = ""
     description: str = ""
+    approval_note: str = ""
+    stage: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.model}/{self.version}"
 
     @classmethod
-    def from_name(cls, name: str) -> ModelVersion:
-        """``digits/3``, or ``digits`` for the newest approved version.
+    def from_name(cls, name: str, *, project: str = "windlass") -> ModelVersion:
+        """``digits/3``, ``digits@champion`` for what an alias names, or ``digits`` for the newest approved version.
 
         Raises:
-            NotFound: no such model or version; the message lists those there are.
+            NotFound: no such model, version or alias; the message lists those there are.
         """
         where = f"Looking up model version '{name}'"
-        model, _, number = name.partition("/")
-        if number and not number.isdigit():
-            raise InvalidInput(f"{number!r} is not a version number", where=where, hint="It looks like digits/3.")
+        model, slash, number = name.partition("/")
+        model, at, alias = model.partition("@")
+        if (slash and not number.isdigit()) or (at and (slash or not alias)):
+            hint = "It looks like digits/3 or digits@champion."
+            raise InvalidInput(f"{name!r} is not a model version", where=where, hint=hint)
         check_name(model, where)
+        if alias:
+            known = aliases.read(model, bucket=Contract.load(project).bucket)
+            if alias not in known:
+                hint = f"There are: {', '.join(sorted(known)) or 'none'}."
+                raise NotFound(f"no alias '{alias}'", where=where, hint=hint)
+            number = str(known[alias])
         summaries = _summaries(model, where)
         key, value = ("ModelPackageVersion", int(number)) if number else ("ModelApprovalStatus", "Approved")
         wanted = [summary for summary in summaries if summary[key] == value]
@@ -79,18 +102,21 @@ class ModelVersion:
     def _from_arn(cls, arn: str, where: str) -> ModelVersion:
         answer = aws.call(where, aws.client("sagemaker").describe_model_package, ModelPackageName=arn)
         container = answer["InferenceSpecification"]["Containers"][0]
+        source = container.get("ModelDataSource", {}).get("S3DataSource", {})
         quality = answer.get("ModelMetrics", {}).get("ModelQuality", {}).get("Statistics", {})
         return cls(
             model=answer["ModelPackageGroupName"],
             version=answer["ModelPackageVersion"],
             arn=answer["ModelPackageArn"],
             approval=answer["ModelApprovalStatus"],
-            model_uri=container["ModelDataUrl"],
+            model_uri=source.get("S3Uri") or container["ModelDataUrl"],
             image=container["Image"],
             environment=container.get("Environment", {}),
             metadata=answer.get("CustomerMetadataProperties", {}),
             evaluation_uri=quality.get("S3Uri", ""),
             description=answer.get("ModelPackageDescription", ""),
+            approval_note=answer.get("ApprovalDescription", ""),
+            stage=answer.get("ModelLifeCycle", {}).get("Stage", ""),
         )
 
     def approve(self, why: str = "") -> ModelVersion:
@@ -103,11 +129,140 @@ class ModelVersion:
 
     def _decide(self, status: str, why: str) -> ModelVersion:
         where = f"Setting {self.name} {status}"
-        params = {"ModelPackageArn": self.arn, "ModelApprovalStatus": status}
+        who = aws.call(where, aws.client("sts").get_caller_identity)["Arn"]
+        params: dict[str, Any] = {
+            "ModelApprovalStatus": status,
+            "CustomerMetadataProperties": {"decided-by": who[:256]},
+        }
         if why:
             params["ApprovalDescription"] = why
-        aws.call(where, aws.client("sagemaker").update_model_package, **params)
+        return self._update(where, **params)
+
+    def move_to(self, stage: str, why: str = "", *, status: str = "Approved") -> ModelVersion:
+        """Say where it is in its life: ``version.move_to("Staging")``. An approval is a thing of its own."""
+        cycle = {"Stage": stage, "StageStatus": status, **({"StageDescription": why} if why else {})}
+        return self._update(f"Moving {self.name} to {stage}", ModelLifeCycle=cycle)
+
+    def _update(self, where: str, **changes: Any) -> ModelVersion:
+        aws.call(where, aws.client("sagemaker").update_model_package, ModelPackageArn=self.arn, **changes)
         return ModelVersion._from_arn(self.arn, where)
+
+    def alias(
+        self, name: str, *, expected: int | aliases._Anything | None = aliases.ANYTHING, project: str = "windlass"
+    ) -> ModelVersion:
+        """Let ``model@name`` be this version.
+
+        Args:
+            expected: the version number that it names now; then nobody's move in between is lost. ``None``: it is new.
+
+        Raises:
+            Conflict: it names another version, or was moved at the same moment.
+        """
+        group, bucket = _group_arn(self.model), Contract.load(project).bucket
+        aliases.move(self.model, name, self.version, bucket=bucket, group_arn=group, expected=expected)
+        return self
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """``windlass.json`` as it was registered, read from S3.
+
+        Raises:
+            CorruptArtifact: it is not the one that was registered.
+            NotFound: the artifact is gone.
+        """
+        folder = self.model_uri.rpartition("/")[0] + "/"
+        manifest = Manifest.from_json(aws.get_bytes(folder + MANIFEST), where=folder + MANIFEST)
+        if manifest.digest != self.metadata.get("digest"):
+            hint = "Somebody wrote over it; register the run again."
+            raise CorruptArtifact(
+                "the manifest on S3 is not the registered one", where=f"Reading {self.name}", hint=hint
+            )
+        return manifest
+
+    @property
+    def signature(self) -> signing.ManifestSignature | None:
+        """Who signed the manifest, if anybody did. :meth:`verify` checks it."""
+        if "signed-by" not in self.metadata:
+            return None
+        key, value = self.metadata["signed-by"], self.metadata.get("signed", "")
+        algorithm, _, value = value.partition(":")
+        return signing.ManifestSignature(key, algorithm, value)
+
+    def verify(self, policy: Policy | None = None) -> None:
+        """Make sure that the manifest is the registered one, that its signature (if there is one) is right, and that a policy
+        lets it pass.
+
+        Raises:
+            CorruptArtifact: the manifest or the signature is not right.
+            PolicyRefused: lists each gate that is shut.
+        """
+        signature = self.signature
+        if signature:
+            signing.verify(self.manifest.digest, signature)
+        if policy:
+            evaluation = self.evaluation if self.evaluation_uri else {}
+            facts = _facts(self.manifest, evaluation, signature.key_arn if signature else "")
+            gates.refuse(policy, facts, where=f"Checking {self.name}")
+
+    def compare(self, other: ModelVersion | str) -> Comparison:
+        """Whether the other is better, by a paired test on the evaluation set that both were registered with.
+
+        print(wl.ModelVersion.from_name("digits/3").compare("digits/5"))
+
+        Raises:
+            InvalidInput: they were evaluated on different data, or do not say which samples were right.
+        """
+        after = ModelVersion.from_name(other) if isinstance(other, str) else other
+        return comparison.compare(self.name, self.evaluation, after.name, after.evaluation)
+
+    def fetch(self, dest: str | Path) -> artifact.Bundle:
+        """Download the bundle into a folder, and verify it.
+
+        Raises:
+            CorruptArtifact: it is not what was registered; nothing is left then.
+        """
+        bundle = publish.fetch(self.model_uri, Path(dest))
+        if bundle.digest != self.metadata.get("digest", bundle.digest):
+            shutil.rmtree(dest)
+            raise CorruptArtifact("the bundle on S3 is not the registered one", where=f"Fetching {self.name}")
+        return bundle
+
+    def export(self, dest: str | Path) -> Path:
+        """Write the version as one file: bundle, evaluation, lineage and signature. :func:`import_version` reads it."""
+        dest = Path(dest)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "version"
+            folder.mkdir()
+            artifact.repack(self.fetch(Path(scratch) / "model"), folder / "model.tar.gz")
+            record = {
+                "name": self.name,
+                "image": self.image,
+                "environment": dict(self.environment),
+                "description": self.description,
+                "metadata": dict(self.metadata),
+                "evaluation": self.evaluation if self.evaluation_uri else None,
+            }
+            (folder / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
+            artifact.pack(folder, dest)
+        return dest
+
+    def delete(self, *, project: str = "windlass") -> None:
+        """Take it out of the registry. What runs made of it stays on S3, where a lifecycle rule may end it.
+
+        Raises:
+            Conflict: an endpoint serves it or would roll back to it, or an alias names it.
+        """
+        where = f"Deleting {self.name}"
+        known = aliases.read(self.model, bucket=Contract.load(project).bucket)
+        named = sorted(alias for alias, version in known.items() if version == self.version)
+        if named:
+            raise Conflict(f"alias {', '.join(named)} names it", where=where, hint="Move the alias first.")
+        served = _served_by(self.name, where)
+        if served:
+            raise Conflict(
+                f"endpoint config {', '.join(served)} uses it", where=where, hint="Deploy another version first."
+            )
+        aws.call(where, aws.client("sagemaker").delete_model_package, ModelPackageName=self.arn)
 
     @property
     def evaluation(self) -> Mapping[str, Any]:
@@ -135,119 +290,335 @@ def _summaries(model: str, where: str) -> Sequence[Mapping[str, Any]]:
 
 @overload
 def register(
-    run: Run,
+    source: Run | str | Path,
     model: str | None = ...,
     *,
+    code: str | Path | None = ...,
     evaluation: Run | None = ...,
     approve: bool = ...,
     description: str = ...,
     image: str | None = ...,
+    license: str = ...,
+    policy: Policy | None = ...,
+    sign_with: str | None = ...,
+    archive: bool = ...,
     project: str = ...,
     dry_run: Literal[True],
 ) -> Plan: ...
 @overload
 def register(
-    run: Run,
+    source: Run | str | Path,
     model: str | None = ...,
     *,
+    code: str | Path | None = ...,
     evaluation: Run | None = ...,
     approve: bool = ...,
     description: str = ...,
     image: str | None = ...,
+    license: str = ...,
+    policy: Policy | None = ...,
+    sign_with: str | None = ...,
+    archive: bool = ...,
     project: str = ...,
     dry_run: Literal[False] = ...,
 ) -> ModelVersion: ...
 def register(
-    run: Run,
+    source: Run | str | Path,
     model: str | None = None,
     *,
+    code: str | Path | None = None,
     evaluation: Run | None = None,
     approve: bool = False,
     description: str = "",
     image: str | None = None,
+    license: str = "",  # noqa: A002 - the field's name in the manifest
+    policy: Policy | None = None,
+    sign_with: str | None = None,
+    archive: bool = False,
     project: str = "windlass",
     dry_run: bool = False,
 ) -> ModelVersion | Plan:
-    """Package a run's model with the code that serves it, and enter it in the registry.
+    """Package a model with the code that serves it, and enter it in the registry.
 
         version = wl.register(run, model="digits", evaluation=scores, approve=True)
+        version = wl.register("out/model", model="digits", code="src/")
 
-    The bundle holds the run's weights, its source as ``code/`` (with ``inference.py``), ``signature.json`` and a manifest with
-    digests and lineage. It is content-addressed: registering the same run again uploads nothing.
+    The bundle holds the weights, ``code/`` with ``inference.py``, and a manifest with digests, signature and lineage. It is
+    content-addressed: registering the same again uploads nothing, and of changed code the code alone.
 
     Args:
+        source: a finished run, whose model and training code are taken; or a folder with a model.
         model: the model package group; by default the contract's. It is made if it is not there.
+        code: folder of the serving code; by default the run's own source, or ``code/`` in the folder.
         evaluation: what :func:`windlass.evaluate` returned.
         approve: set it ``Approved`` at once; otherwise :meth:`ModelVersion.approve` does.
         image: inference image; by default AWS's PyTorch image for the region.
+        license: SPDX expression of the weights' licence; by default what the model card says.
+        policy: gates that must open.
+        sign_with: id, ARN or alias of an asymmetric KMS key that signs the manifest.
+        archive: upload one ``model.tar.gz`` for what reads nothing else, in place of a prefix.
 
     Raises:
         InvalidInput: the run has no model, or no ``inference.py`` goes with it.
+        PolicyRefused: lists each gate that is shut; nothing was sent.
         CorruptArtifact: what the run left on S3 cannot be opened.
     """
-    where = f"Registering run '{run.name}'"
-    if run.status != "Completed" or not run.model_uri:
-        raise InvalidInput(f"the run is {run.status}, so it has no model", where=where, hint=run.why_no_model)
+    name = source.name if isinstance(source, Run) else str(source)
+    where = f"Registering {'run ' if isinstance(source, Run) else ''}'{name}'"
+    if isinstance(source, Run) and (source.status != "Completed" or not source.model_uri):
+        raise InvalidInput(f"the run is {source.status}, so it has no model", where=where, hint=source.why_no_model)
     contract = Contract.load(project)
     group = check_name(model or contract.model_package_group, where)
+    parent = _newest(group, where)
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = _bundle(run, evaluation, Path(scratch), where)
+        bundle = _bundle(source, code, evaluation, Path(scratch), where, license=license, archive=archive)
+        if policy:
+            facts = _facts(bundle.manifest, evaluation.evaluation if evaluation else {}, _key_arn(sign_with))
+            gates.refuse(policy, facts, where=where)
         scores = Path(scratch) / "evaluation.json"
         if evaluation:
             scores.write_text(json.dumps(evaluation.evaluation, sort_keys=True))
-        base = f"s3://{contract.bucket}/artifacts/{bundle.digest}"
-        plan = plans.register(
+        metadata = {
+            "run": source.name if isinstance(source, Run) else "",
+            "evaluation": evaluation.name if evaluation else "",
+            "digest": bundle.digest,
+            "parent": parent.name if parent else "",
+            "license": bundle.manifest.license,
+            **(
+                {key: source.tags.get(key, "") for key in ("git-commit", "data-digest")}
+                if isinstance(source, Run)
+                else {}
+            ),
+            **{name: f"{value:.6g}" for name, value in (evaluation.metrics if evaluation else {}).items()},
+        }
+        return _enter(
+            bundle,
             group=group,
+            parent=parent,
+            metadata=metadata,
             image=image or plans.dlc_image("inference", aws.region(), "ml.m5.large"),
-            model_uri=f"{base}/model.tar.gz",
-            bundle=bundle.path,
-            content_type=bundle.manifest.signature.content_type if bundle.manifest.signature else "application/json",
-            evaluation_uri=f"{base}/evaluation-{evaluation.name}.json" if evaluation else None,
             evaluation=scores if evaluation else None,
-            approved=approve,
-            description=description or f"from run {run.name}",
-            metadata={
-                "run": run.name,
-                "evaluation": evaluation.name if evaluation else "",
-                "digest": bundle.digest,
-                "git-commit": run.tags.get("git-commit", ""),
-                "data-digest": run.tags.get("data-digest", ""),
-                **{name: f"{value:.6g}" for name, value in (evaluation.metrics if evaluation else {}).items()},
-            },
-            foundation=contract,
-            create_group=not _group_exists(group),
+            evaluation_name=evaluation.name if evaluation else "",
+            approve=approve,
+            description=description or f"from {'run ' if isinstance(source, Run) else ''}{name}",
+            sign_with=sign_with,
+            archive=archive,
+            contract=contract,
+            where=where,
+            dry_run=dry_run,
         )
-        if dry_run:
-            return plan
-        answers = aws.execute(plan)
+
+
+def import_version(
+    path: str | Path, model: str | None = None, *, sign_with: str | None = None, project: str = "windlass"
+) -> ModelVersion:
+    """Enter what :meth:`ModelVersion.export` wrote as a new version, which waits for approval.
+
+    Raises:
+        CorruptArtifact: the file is damaged, or the bundle in it is not what its manifest says.
+    """
+    where = f"Importing {path}"
+    contract = Contract.load(project)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "version"
+        artifact.extract(path, folder)
+        try:
+            record = json.loads((folder / _RECORD).read_bytes())
+            came_from, image = str(record["name"]), str(record["image"])
+            metadata = {str(key): str(value) for key, value in record["metadata"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtifact(f"no {_RECORD} of a version ({error})", where=where) from error
+        bundle = artifact.open(folder / "model.tar.gz", Path(scratch) / "model")
+        scores = Path(scratch) / "evaluation.json"
+        if record.get("evaluation"):
+            scores.write_text(json.dumps(record["evaluation"], sort_keys=True))
+        group = check_name(model or came_from.partition("/")[0], where)
+        # Who decided holds where it comes from; whose signature it was holds everywhere, for the digest is the same.
+        kept = {key: value for key, value in metadata.items() if key not in ("decided-by", "parent")}
+        version = _enter(
+            bundle,
+            group=group,
+            parent=_newest(group, where),
+            metadata={**kept, "digest": bundle.digest, "imported-from": came_from},
+            image=image,
+            evaluation=scores if record.get("evaluation") else None,
+            evaluation_name="imported",
+            approve=False,
+            description=str(record.get("description", "")),
+            sign_with=sign_with,
+            archive=False,
+            contract=contract,
+            where=where,
+            dry_run=False,
+        )
+    assert isinstance(version, ModelVersion)
+    return version
+
+
+def _enter(
+    bundle: artifact.Bundle,
+    *,
+    group: str,
+    parent: ModelVersion | None,
+    metadata: Mapping[str, str],
+    image: str,
+    evaluation: Path | None,
+    evaluation_name: str,
+    approve: bool,
+    description: str,
+    sign_with: str | None,
+    archive: bool,
+    contract: Contract,
+    where: str,
+    dry_run: bool,
+) -> ModelVersion | Plan:
+    """Upload a bundle and create its model package."""
+    prefix = f"s3://{contract.bucket}/artifacts/{bundle.digest}/"
+    signature = bundle.manifest.signature
+    types = (signature.content_types, signature.accept_types) if signature else None
+    if sign_with and not dry_run:
+        signed = signing.sign(bundle.digest, sign_with)
+        metadata = {**metadata, "signed-by": signed.key_arn, "signed": f"{signed.algorithm}:{signed.value}"}
+    too_long = [key for key, value in metadata.items() if len(value) > _METADATA_MOST]
+    if "signed" in too_long:
+        raise InvalidInput(
+            f"a signature of this key is longer than the {_METADATA_MOST} characters that the registry takes",
+            where=where,
+            hint="Sign with an ECC_NIST_P256 key.",
+        )
+    plan = plans.register(
+        group=group,
+        image=image,
+        # An archive has a folder of its own, beside which lies its manifest.
+        model_uri=f"{prefix[:-1]}-archive/model.tar.gz" if archive else prefix,
+        bundle=bundle.path,
+        evaluation_uri=f"s3://{contract.bucket}/evaluations/{bundle.digest}/{evaluation_name}.json"
+        if evaluation
+        else None,
+        evaluation=evaluation,
+        approved=approve,
+        description=description,
+        metadata=metadata,
+        foundation=contract,
+        create_group=not _group_exists(group),
+        **({"signature_types": types} if types else {}),
+    )
+    if dry_run:
+        return plan
+    if archive:
+        aws.put_bytes(f"{prefix[:-1]}-archive/{MANIFEST}", bundle.manifest.to_json())
+    else:
+        publish.publish(bundle, prefix, base=parent.model_uri if parent else "")
+        plan = dataclasses.replace(plan, uploads=plan.uploads[1:])
+    answers = aws.execute(plan)
     return ModelVersion._from_arn(answers[-1]["ModelPackageArn"], where)
 
 
-def _bundle(run: Run, evaluation: Run | None, scratch: Path, where: str) -> artifact.Bundle:
-    weights, code = scratch / "weights", scratch / "code"
-    for uri, folder in ((run.model_uri, weights), (run.source_uri, code)):
-        try:
-            if uri:
-                artifact.extract(aws.download(uri, scratch / f"{folder.name}.tar.gz"), folder)
-        except CorruptArtifact as error:
-            error.where = f"{where}, unpacking {uri}"
-            raise
-    inference = next((f for f in (code / "inference.py", weights / "code" / "inference.py") if f.is_file()), None)
-    if inference is None:
+def _bundle(
+    source: Run | str | Path,
+    code: str | Path | None,
+    evaluation: Run | None,
+    scratch: Path,
+    where: str,
+    *,
+    license: str,  # noqa: A002
+    archive: bool,
+) -> artifact.Bundle:
+    lineage: dict[str, str] = {}
+    if isinstance(source, Run):
+        weights, own = scratch / "weights", scratch / "code"
+        if code is None and source.source_uri:
+            code = own
+        for uri, folder in ((source.model_uri, weights), (source.source_uri if code == own else "", own)):
+            try:
+                if uri:
+                    artifact.extract(aws.download(uri, scratch / f"{folder.name}.tar.gz"), folder)
+            except CorruptArtifact as error:
+                error.where = f"{where}, unpacking {uri}"
+                raise
+        lineage = {
+            "run": source.arn,
+            "git_commit": source.tags.get("git-commit", ""),
+            "data_digest": source.tags.get("data-digest", ""),
+            "image": source.image,
+        }
+    else:
+        weights = Path(source)
+    places = [Path(code)] if code is not None else [weights / "code"]
+    places += [weights / "code"] if isinstance(source, Run) else []
+    if not any((folder / "inference.py").is_file() for folder in places):
         hint = "Put one with model_fn beside the training script (templates/image-classifier has one)."
         raise InvalidInput("no inference.py goes with the model, so nothing could serve it", where=where, hint=hint)
     return artifact.build(
         weights,
-        scratch / "model.tar.gz",
-        code=code if code.is_dir() else None,
-        source={
-            "run": run.arn,
-            "git_commit": run.tags.get("git-commit", ""),
-            "data_digest": run.tags.get("data-digest", ""),
-            "image": run.image,
-        },
+        scratch / "model.tar.gz" if archive else None,
+        code=code,
+        source=lineage,
         evaluation=dict(evaluation.metrics) if evaluation else {},
+        license=license,
+        cache=None if isinstance(source, Run) else artifact.DigestCache(),
     )
+
+
+def _facts(manifest: Manifest, evaluation: Mapping[str, Any], signed_by: str) -> gates.Facts:
+    latency = evaluation.get("p99_latency_ms")
+    return gates.Facts(
+        metrics=comparison.metric_values(evaluation),
+        samples=int(evaluation.get("samples", 0)),
+        size=manifest.size,
+        latency_ms=float(latency) if isinstance(latency, int | float) else None,
+        pickles=manifest.pickles,
+        license=manifest.license,
+        has_signature=manifest.signature is not None,
+        signed_by=signed_by,
+    )
+
+
+def _key_arn(key: str | None) -> str:
+    """The ARN of the key that is going to sign."""
+    if not key:
+        return ""
+    return str(aws.call(f"Looking up key {key}", aws.client("kms").describe_key, KeyId=key)["KeyMetadata"]["Arn"])
+
+
+def _newest(group: str, where: str) -> ModelVersion | None:
+    try:
+        summaries = _summaries(group, where)
+    except NotFound:
+        return None  # the group is about to be made
+    return ModelVersion._from_arn(summaries[0]["ModelPackageArn"], where) if summaries else None
+
+
+def _served_by(version: str, where: str) -> list[str]:
+    """The configs, live or kept to roll back to, that serve a version."""
+    sagemaker, found = aws.client("sagemaker"), []
+    for endpoint in aws.pages(where, "sagemaker", "list_endpoints", "Endpoints"):
+        try:
+            answer = aws.call(where, sagemaker.describe_endpoint, EndpointName=endpoint["EndpointName"])
+            tags = _tags(answer["EndpointArn"], where)
+        except NotFound:
+            continue  # deleted since it was listed
+        kept = [name for name in tags.get(plans.HISTORY_TAG, "").split() if name]
+        for config in dict.fromkeys([answer.get("EndpointConfigName", ""), *kept]):
+            try:
+                arn = aws.call(where, sagemaker.describe_endpoint_config, EndpointConfigName=config)[
+                    "EndpointConfigArn"
+                ]
+            except NotFound:
+                continue  # deleted by hand
+            if _tags(arn, where).get("windlass:model-version") == version:
+                found.append(config)
+    return found
+
+
+def _tags(arn: str, where: str) -> Mapping[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in aws.pages(where, "sagemaker", "list_tags", "Tags", ResourceArn=arn)}
+
+
+def _group_arn(group: str) -> str:
+    where = f"Looking up model '{group}'"
+    answer = aws.call(where, aws.client("sagemaker").describe_model_package_group, ModelPackageGroupName=group)
+    return str(answer["ModelPackageGroupArn"])
 
 
 def _group_exists(group: str) -> bool:

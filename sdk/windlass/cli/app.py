@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from windlass import __version__
-from windlass.cli import infra, local, show, verbs
+from windlass.cli import infra, local, models, show, verbs
 
 
 class _Commands(TyperGroup):
@@ -52,5 +52,6 @@ def root(
 
 
 verbs.add_to(app)
+app.add_typer(models.app, name="model", help="Versions and bundles: compare, alias, export, import, delete, verify.")
 app.add_typer(infra.app, name="infra", help="The AWS foundation: bucket, key, role, topic and their contract.")
 app.add_typer(local.app, name="local", help="A cloud on this machine: real jobs and endpoints, no AWS account.")

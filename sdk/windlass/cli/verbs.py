@@ -14,6 +14,7 @@ from windlass.cli import show
 from windlass.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from windlass.gates import Policy
     from windlass.specs import Slo
 
 Project = Annotated[str, typer.Option("--project", envvar="WINDLASS_PROJECT", help="Whose foundation to use.")]
@@ -27,6 +28,7 @@ DataOption = Annotated[
 Hyper = Annotated[
     list[str] | None, typer.Option("--hyperparameter", "-p", metavar="NAME=VALUE", help="Reaches the script.")
 ]
+PolicyFile = Annotated[Path | None, typer.Option("--policy", help="YAML with the fields of windlass.Policy.")]
 InstanceType = Annotated[str | None, typer.Option("--instance-type", help="As in ml.m5.xlarge.")]
 
 
@@ -125,26 +127,36 @@ def evaluate(
 
 
 def register(
-    run: Annotated[str, typer.Argument(help="Name of a training run.")],
+    run: Annotated[str, typer.Argument(help="Name of a training run, or a folder with a model.")],
     model: Annotated[str | None, typer.Option("--model", help="Model package group; by default the project's.")] = None,
+    code: Annotated[Path | None, typer.Option("--code", help="Folder of the serving code, if not the run's.")] = None,
     evaluation: Annotated[str | None, typer.Option("--evaluation", help="Name of an evaluation run.")] = None,
     approve: Annotated[bool, typer.Option("--approve", help="Approve it at once.")] = False,
     description: Annotated[str, typer.Option("--description")] = "",
     image: Annotated[str | None, typer.Option("--image", help="Inference image URI.")] = None,
+    license: Annotated[str, typer.Option("--license", help="SPDX expression.")] = "",  # noqa: A002
+    policy: PolicyFile = None,
+    sign_with: Annotated[str | None, typer.Option("--sign-with", help="Asymmetric KMS key: id, ARN or alias.")] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="Upload one model.tar.gz, not a prefix.")] = False,
     project: Project = "windlass",
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Package a run's model and enter it in the registry."""
+    """Package a model and enter it in the registry."""
     import windlass as wl
 
-    trained = wl.Run.from_name(run)
+    trained = Path(run) if Path(run).is_dir() else wl.Run.from_name(run)
     options: dict[str, Any] = {
         "evaluation": wl.Run.from_name(evaluation) if evaluation else None,
         "approve": approve,
         "description": description,
         "image": image,
+        "code": code,
+        "license": license,
+        "policy": _policy(policy),
+        "sign_with": sign_with,
+        "archive": archive,
         "project": project,
     }
     if dry_run:
@@ -175,15 +187,31 @@ def reject(version: VersionName, why: Annotated[str, typer.Option("--why")] = ""
     show.hint(f"windlass versions {decided.model}")
 
 
-def versions(model: Annotated[str, typer.Argument(help="Model package group.")], as_json: Json = False) -> None:
+def versions(
+    model: Annotated[str, typer.Argument(help="Model package group.")],
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
     """List a model's versions."""
     import windlass as wl
+    from windlass import aliases
 
     found = [wl.ModelVersion.from_name(name) for name in wl.ModelVersion.list(model)]
     if as_json:
         return show.data([version.__dict__ for version in found])
-    rows = [(v.name, v.approval, v.metadata.get("test:accuracy", ""), v.metadata.get("run", "")) for v in found]
-    show.table(("version", "approval", "accuracy", "run"), rows)
+    named = aliases.read(model, bucket=wl.Contract.load(project).bucket)
+    rows = [
+        (
+            v.name,
+            ", ".join(sorted(alias for alias, number in named.items() if number == v.version)),
+            v.approval,
+            v.stage,
+            v.metadata.get("test:accuracy", ""),
+            v.metadata.get("run", ""),
+        )
+        for v in found
+    ]
+    show.table(("version", "aliases", "approval", "stage", "accuracy", "run"), rows)
     return show.hint(f"windlass deploy {found[0].name}" if found else "windlass register RUN")
 
 
@@ -201,6 +229,7 @@ def deploy(
         int | None, typer.Option("--bake", help="Seconds the old fleet stays ready after the shift.")
     ] = None,
     canary: Annotated[int | None, typer.Option("--canary", help="Percent of traffic that goes first.")] = None,
+    policy: PolicyFile = None,
     project: Project = "windlass",
     wait: Wait = True,
     dry_run: DryRun = False,
@@ -213,7 +242,7 @@ def deploy(
     options = _given(
         instance_type=instance_type, instance_count=instance_count, bake_seconds=bake, canary_percent=canary
     )
-    common: dict[str, Any] = {"slos": _slos(slo, period), "project": project, **options}
+    common: dict[str, Any] = {"slos": _slos(slo, period), "policy": _policy(policy), "project": project, **options}
     if dry_run:
         return _print_plan(wl.deploy(version, endpoint, dry_run=True, **common))
     started = wl.deploy(version, endpoint, wait=False, **common)
@@ -415,6 +444,23 @@ def _slos(items: Sequence[str] | None, period: int | None) -> list[Slo]:
             raise InvalidInput(f"{name}={value}: {value!r} is not a number", where="Reading --slo") from error
         slos.append(Slo.check("Reading --slo", metric=name, bound=bound, **_given(period_seconds=period)))
     return slos
+
+
+def _policy(path: Path | None) -> Policy | None:
+    if path is None:
+        return None
+    import yaml
+
+    from windlass.gates import Policy
+
+    where = f"Reading {path}"
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InvalidInput(str(error), where=where) from error
+    if not isinstance(fields, dict):
+        raise InvalidInput("it holds no fields", where=where, hint="As in: licenses: [Apache-2.0]")
+    return Policy.check(where, **fields)
 
 
 def _progress(title: str, epochs: Any = None) -> Any:

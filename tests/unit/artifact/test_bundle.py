@@ -162,8 +162,8 @@ def test_hostile_archives_are_refused_whole(tmp_path: Path, bad: tarfile.TarInfo
 
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "_RATIO_FREE", 1 << 20)
-    monkeypatch.setattr(artifact, "MAX_RATIO", 100)
+    monkeypatch.setattr(artifact.archive, "_RATIO_FREE", 1 << 20)
+    monkeypatch.setattr(artifact.archive, "MAX_RATIO", 100)
     archive = tar(tmp_path / "a.tar.gz", member("zeros"), body=b"\0" * (4 << 20))
     with pytest.raises(CorruptArtifact, match="unpack to more"):
         artifact.extract(archive, tmp_path / "out")
@@ -215,14 +215,16 @@ def test_one_flipped_bit_is_found(tmp_path_factory: pytest.TempPathFactory, wher
         ),
         min_size=1,
         max_size=5,
-        unique_by=artifact._folded,
+        unique_by=artifact.archive.folded,
     )
 )
 @settings(max_examples=40, deadline=None)
 def test_names_in_any_script_round_trip(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     folder = tmp_path_factory.mktemp("names")
     (folder / "model").mkdir()
-    kept = [n for n in names if n not in (".", "..", "windlass.json", *artifact._LEFT_OUT) and not n.endswith(".pyc")]
+    kept = [
+        n for n in names if n not in (".", "..", "windlass.json", *artifact.archive.LEFT_OUT) and not n.endswith(".pyc")
+    ]
     kept = [n for n in kept if len(n.encode()) < 200]
     for name in kept:
         (folder / "model" / name).write_text(name)

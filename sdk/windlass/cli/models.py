@@ -1,0 +1,133 @@
+"""Commands for the registry and for bundles on this disk: compare, alias, export, import, delete, verify, diff."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from windlass.cli import show
+from windlass.cli.verbs import Json, Project
+
+app = typer.Typer(no_args_is_help=True)
+Version = Annotated[str, typer.Argument(help="As in digits/3, or digits@champion.")]
+Folder = Annotated[Path, typer.Argument(help="A bundle: an unpacked folder, or a model.tar.gz.")]
+
+
+@app.command()
+def compare(
+    first: Version,
+    second: Version,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page, too.")] = None,
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
+    """Whether one version is better than another, by a paired test on their evaluation set."""
+    from windlass.registry import ModelVersion
+
+    versions = [ModelVersion.from_name(name, project=project) for name in (first, second)]
+    answer = versions[0].compare(versions[1])
+    if html:
+        html.write_text(answer.to_html(), encoding="utf-8")
+    if as_json:
+        show.data({**answer.__dict__, "better": answer.better})
+    else:
+        rows = [(name, before, after, after - before) for name, (before, after) in sorted(answer.metrics.items())]
+        show.table(("metric", answer.first, answer.second, "difference"), rows)
+        typer.echo(str(answer))
+    show.hint(f"windlass model alias {answer.better or answer.first} champion")
+
+
+@app.command()
+def alias(
+    version: Version,
+    name: Annotated[str, typer.Argument(help="As in champion or shadow.")],
+    expected: Annotated[
+        int | None, typer.Option("--expected", help="Only if it names this version number now.")
+    ] = None,
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
+    """Let MODEL@NAME be a version."""
+    from windlass.aliases import ANYTHING
+    from windlass.registry import ModelVersion
+
+    found = ModelVersion.from_name(version, project=project)
+    found.alias(name, expected=ANYTHING if expected is None else expected, project=project)
+    show.noun(found, as_json=as_json)
+    show.hint(f"windlass deploy {found.model}@{name}")
+
+
+@app.command()
+def export(
+    version: Version,
+    dest: Annotated[Path, typer.Argument(help="The file to write, as in digits-3.tar.gz.")],
+    project: Project = "windlass",
+) -> None:
+    """Write a version as one file: bundle, evaluation, lineage and signature."""
+    from windlass.registry import ModelVersion
+
+    typer.echo(str(ModelVersion.from_name(version, project=project).export(dest)))
+    show.hint(f"windlass model import {dest}")
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="What export wrote.")],
+    model: Annotated[str | None, typer.Option("--model", help="Model package group; by default as it was.")] = None,
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
+    """Enter an exported version as a new one, which waits for approval."""
+    from windlass.registry import import_version
+
+    version = import_version(path, model, project=project)
+    show.noun(version, as_json=as_json)
+    show.hint(f"windlass approve {version.name}")
+
+
+@app.command()
+def delete(
+    version: Version,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    project: Project = "windlass",
+) -> None:
+    """Take a version out of the registry, unless an endpoint or an alias needs it."""
+    from windlass.registry import ModelVersion
+
+    found = ModelVersion.from_name(version, project=project)
+    if not yes:
+        typer.confirm(f"Delete {found.name} from the registry?", abort=True)
+    found.delete(project=project)
+    show.hint(f"windlass versions {found.model}")
+
+
+@app.command()
+def verify(path: Folder) -> None:
+    """Compare every file of a bundle with its manifest."""
+    import tempfile
+
+    from windlass import artifact
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = artifact.open(path, None if path.is_dir() else Path(scratch) / "model")
+    typer.echo(bundle.digest)
+    show.hint(f"windlass model diff {path} OTHER")
+
+
+@app.command()
+def diff(before: Folder, after: Folder) -> None:
+    """What changed from one unpacked bundle to another."""
+    from windlass import artifact
+    from windlass.errors import NotFound
+
+    manifests = []
+    for folder in (before, after):
+        manifest = artifact.read_manifest(folder)
+        if manifest is None:
+            raise NotFound(f"there is no {artifact.MANIFEST} in {folder}", where="Comparing bundles")
+        manifests.append(manifest)
+    changed = artifact.diff(*manifests)
+    typer.echo(str(changed) if changed else "no difference")
+    show.hint(f"windlass model verify {after}")
