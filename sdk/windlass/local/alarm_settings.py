@@ -279,6 +279,8 @@ def _watched(request: Mapping[str, Any]) -> tuple[list[Query], Query, int]:
         if both := [name for name in _SIMPLE if request.get(name)]:
             raise Fault("InvalidParameterCombination", f"The parameters Metrics and {both[0]} are mutually exclusive.")
         queries = parse_queries(request["Metrics"], "Metrics")
+        if any(query.math and query.math.searches for query in queries):
+            raise Fault("ValidationError", "SEARCH is not supported on Metric Alarms.")
         returned = [query for query in queries if query.returned]
         if len(returned) != 1:
             raise Fault(
