@@ -238,7 +238,7 @@ def _model_server(cloud: LocalCloud) -> str:
         with contextlib.suppress(OSError):
             lines = (process / "environ").read_bytes().split(b"\0")
             environment = dict(os.fsdecode(line).partition("=")[::2] for line in lines)
-            if environment.get("SAGEMAKER_BASE_DIR", "").startswith(str(cloud.state)):
+            if "SAGEMAKER_BIND_TO_PORT" in environment and environment.get("AWS_ENDPOINT_URL") == cloud.url:
                 return f"http://127.0.0.1:{environment['SAGEMAKER_BIND_TO_PORT']}"
     sys.exit("The echo model's server is not among the processes of this machine")
 

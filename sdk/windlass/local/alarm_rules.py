@@ -15,6 +15,7 @@ from typing import TypeAlias
 _STATES = ("ALARM", "OK", "INSUFFICIENT_DATA")
 _TOKEN = re.compile(r"\s*([()]|[^\s()]+)")
 _REFERENCE = re.compile(r"""\s*\(\s*(?:"([^"]*)"|'([^']*)'|([^)"']*?))\s*\)""")
+_AT_LEAST = re.compile(r"\s*\(\s*(\d+)(%?)\s*,\s*(NOT\s+)?(\w+)\s*,\s*\(([^()]*)\)\s*\)")
 _MOST_CHILDREN = 100
 
 _States: TypeAlias = Callable[[str], "str | None"]
@@ -90,6 +91,8 @@ class _Parser:
             return lambda _: word == "TRUE"
         if word in _STATES:
             return self.reference(word)
+        if word == "AT_LEAST":
+            return self.at_least()
         raise RuleError(f"Unexpected '{word}' in the rule '{self.text}'")
 
     def reference(self, state: str) -> _Condition:
@@ -98,10 +101,30 @@ class _Parser:
         if match is None or not name:
             raise RuleError(f"{state} in the rule '{self.text}' needs the name of an alarm in parentheses")
         self.position = match.end()
+        name = self.child(name)
+        return lambda states: states(name) == state
+
+    def child(self, name: str) -> str:
         if name.startswith("arn:"):
             name = name.split(":alarm:", 1)[-1]
         self.children[name] = None
-        return lambda states: states(name) == state
+        return name
+
+    def at_least(self) -> _Condition:
+        """``AT_LEAST(2, ALARM, (a, b, c))``, ``AT_LEAST(50%, NOT OK, (a, b))``"""
+        match = _AT_LEAST.match(self.text, self.position)
+        if match is None or match[4] not in _STATES:
+            raise RuleError(f"AT_LEAST in the rule '{self.text}' needs a number, a state, and alarms in parentheses")
+        self.position = match.end()
+        names = [self.child(name.strip().strip("\"'")) for name in match[5].split(",") if name.strip()]
+        number, negated, state = int(match[1]), bool(match[3]), match[4]
+        if match[2]:
+            if not 1 <= number <= 100:
+                raise RuleError(f"AT_LEAST in the rule '{self.text}' needs from 1 to 100 percent")
+            number = -(-number * len(names) // 100)
+        if not 1 <= number <= len(names):
+            raise RuleError(f"AT_LEAST in the rule '{self.text}' asks for {number} of {len(names)} alarms")
+        return lambda states: sum((states(name) == state) is not negated for name in names) >= number
 
 
 def _any(left: _Condition, right: _Condition) -> _Condition:

@@ -6,6 +6,7 @@ settings, rule = composite_alarm(request)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,12 +38,8 @@ _UNSUPPORTED = (
     "EvaluationInterval",
     "ActionConfiguration",
 )
-_UNSUPPORTED_COMPOSITE = (
-    "ActionsSuppressor",
-    "ActionsSuppressorWaitPeriod",
-    "ActionsSuppressorExtensionPeriod",
-    "ActionConfiguration",
-)
+_UNSUPPORTED_COMPOSITE = ("ActionConfiguration",)
+_SUPPRESSION = ("ActionsSuppressor", "ActionsSuppressorWaitPeriod", "ActionsSuppressorExtensionPeriod")
 
 _SIMPLE = ("MetricName", "Namespace", "Statistic", "ExtendedStatistic", "Dimensions", "Period", "Unit")
 
@@ -71,6 +68,25 @@ class Condition:
 
 
 @dataclass
+class Suppression:
+    """How a suppressor holds back the actions of a composite alarm. Times are of the pace.
+
+    Attributes:
+        held: the change whose actions wait.
+        since: when that change came.
+        active: whether the suppressor was in ALARM when it was last looked at.
+        ended: when it left it; minus infinity before.
+        by: Alarm, WaitPeriod or ExtensionPeriod while something is held.
+    """
+
+    held: Any = None
+    since: float = 0.0
+    active: bool = False
+    ended: float = -math.inf
+    by: str | None = None
+
+
+@dataclass
 class Alarm:
     """One alarm with its state.
 
@@ -94,6 +110,13 @@ class Alarm:
     transitioned_at: float = 0.0
     evaluation_state: str | None = None
     seen: tuple[Any, ...] = ()
+    suppression: Suppression = field(default_factory=lambda: Suppression())
+
+    @property
+    def suppressor(self) -> str | None:
+        """The name of the alarm that holds back the actions of this one."""
+        given = self.settings.get("ActionsSuppressor")
+        return str(given).split(":alarm:", 1)[-1] if given else None
 
     @property
     def arn(self) -> str:
@@ -120,6 +143,9 @@ class Alarm:
         }
         if self.reason_data is not None:
             answer["StateReasonData"] = self.reason_data
+        if self.suppression.by is not None:
+            answer["ActionsSuppressedBy"] = self.suppression.by
+            answer["ActionsSuppressedReason"] = f"Actions suppressed by {self.suppression.by}"
         if self.evaluation_state is not None:
             answer["EvaluationState"] = self.evaluation_state
         return answer
@@ -181,7 +207,13 @@ def composite_alarm(request: Mapping[str, Any]) -> tuple[dict[str, Any], AlarmRu
         rule = AlarmRule.parse(request["AlarmRule"])
     except RuleError as error:
         raise Fault("ValidationError", f"AlarmRule is not valid: {error}.") from None
-    return {**_common_settings(request), "AlarmRule": request["AlarmRule"]}, rule
+    settings = {**_common_settings(request), "AlarmRule": request["AlarmRule"]}
+    given = [name for name in _SUPPRESSION if request.get(name) is not None]
+    if given and len(given) < len(_SUPPRESSION):
+        absent = next(name for name in _SUPPRESSION if name not in given)
+        raise Fault("ValidationError", f"{absent} is required when {given[0]} is given.")
+    settings |= {name: request[name] for name in given}
+    return settings, rule
 
 
 def _require(request: Mapping[str, Any], name: str) -> None:
@@ -279,6 +311,8 @@ def _watched(request: Mapping[str, Any]) -> tuple[list[Query], Query, int]:
         if both := [name for name in _SIMPLE if request.get(name)]:
             raise Fault("InvalidParameterCombination", f"The parameters Metrics and {both[0]} are mutually exclusive.")
         queries = parse_queries(request["Metrics"], "Metrics")
+        if any(query.math and query.math.searches for query in queries):
+            raise Fault("ValidationError", "SEARCH is not supported on Metric Alarms.")
         returned = [query for query in queries if query.returned]
         if len(returned) != 1:
             raise Fault(

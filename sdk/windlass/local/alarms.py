@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,7 @@ STATES = ("OK", "ALARM", "INSUFFICIENT_DATA")
 _SETTLE_SECONDS = 1.0  # after a period's end, for data that is on its way
 _TICK_SECONDS, _FAST_TICK_SECONDS = 0.5, 0.1
 _HISTORY_ITEMS = 10_000
+_SAVED_ITEMS = 1000
 _HISTORY_SECONDS = 30 * 86_400  # AWS keeps it that long
 
 
@@ -68,6 +71,8 @@ class Change:
     detail: dict[str, Any]
 
 
+_SAVED = ("configured_at", "tags", "state", "reason", "reason_data", "updated_at", "transitioned_at")
+
 Act = Callable[[Alarm, str, Change], None]
 """(alarm, action ARN, change): execute one action. Raises Undeliverable."""
 
@@ -80,9 +85,12 @@ class AlarmEngine:
         events: where state changes go.
         clock: the time of all that happens.
         pace: what says that a period is over; by default the clock.
+        path: the file in which alarms and their history outlive the engine; without one they do not.
     """
 
-    def __init__(self, metrics: MetricStore, events: EventBus, clock: Clock, pace: Pace | None = None) -> None:
+    def __init__(
+        self, metrics: MetricStore, events: EventBus, clock: Clock, pace: Pace | None = None, path: Path | None = None
+    ) -> None:
         self._pace = pace or Pace(clock)
         self._paced = PacedMetrics(metrics, self._pace)
         self._metrics, self._events, self._clock = metrics, events, clock
@@ -92,6 +100,40 @@ class AlarmEngine:
         self._actions: dict[str, Act] = {"sns": self._publish}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._ticked = -math.inf
+        self._path, self._unsaved = path, False
+        if path is not None and path.exists():
+            self._load(json.loads(path.read_text(encoding="utf-8")))
+
+    # --- what outlives a restart ---
+
+    def _load(self, saved: Mapping[str, Any]) -> None:
+        for record in saved["alarms"]:
+            settings, condition, rule = record["settings"], None, None
+            if "AlarmRule" in settings:
+                _, rule = composite_alarm(settings)
+            else:
+                _, condition = metric_alarm(settings)
+            state = {name: record[name] for name in _SAVED}
+            alarm = Alarm(record["region"], settings["AlarmName"], settings, condition=condition, rule=rule, **state)
+            self._alarms[alarm.region, alarm.name] = alarm
+        self._history.extend(HistoryItem(**item) for item in saved["history"])
+
+    def _save(self) -> None:
+        """Write what has changed since the last time."""
+        if self._path is None or not self._unsaved:
+            return
+        self._unsaved = False
+        alarms = [
+            {"region": alarm.region, "settings": alarm.settings, **{name: getattr(alarm, name) for name in _SAVED}}
+            for alarm in self._alarms.values()
+        ]
+        draft = self._path.with_suffix(".tmp")
+        draft.write_text(
+            json.dumps({"alarms": alarms, "history": [asdict(item) for item in list(self._history)[-_SAVED_ITEMS:]]}),
+            encoding="utf-8",
+        )
+        draft.replace(self._path)
 
     # --- what users ask for ---
 
@@ -231,11 +273,17 @@ class AlarmEngine:
     def tick(self, now: float) -> None:
         """Evaluate every alarm that is due at `now`: a period has ended since, or data has come."""
         with self._lock:
+            # A caller that had to wait for another must not evaluate the past after the present.
+            now = self._ticked = max(now, self._ticked)
             for alarm in self._alarms.values():
                 if alarm.condition is not None:
                     self._evaluate_if_due(alarm, alarm.condition, now)
             for region in {alarm.region for alarm in self._alarms.values() if alarm.rule is not None}:
                 self._evaluate_composites(region, now)
+            for alarm in self._alarms.values():
+                if alarm.suppressor:
+                    self._suppress(alarm, now)
+            self._save()
 
     def _evaluate_if_due(self, alarm: Alarm, condition: Condition, now: float) -> None:
         end = int(self._pace.of(now - _SETTLE_SECONDS) // condition.step * condition.step)
@@ -330,8 +378,37 @@ class AlarmEngine:
         if alarm.settings["ActionsEnabled"]:
             message = json.dumps(notification(alarm, before[0]))
             change = Change(message, subject_of(alarm), timestamp(now), {"alarmName": alarm.name, **detail})
-            for action in alarm.actions(state):
-                self._events.later(partial(self._act, alarm, action, change))
+            if alarm.suppressor:
+                alarm.suppression.held, alarm.suppression.since = (state, change), self._pace.of(now)
+                self._suppress(alarm, now)
+            else:
+                self._execute(alarm, state, change)
+
+    def _execute(self, alarm: Alarm, state: str, change: Change) -> None:
+        for action in alarm.actions(state):
+            self._events.later(partial(self._act, alarm, action, change))
+
+    def _suppress(self, alarm: Alarm, now: float) -> None:
+        """Hold back what the suppressor says, or let it go: "Alarm suppression" in the CloudWatch user guide."""
+        suppression, settings = alarm.suppression, alarm.settings
+        at = self._pace.of(now)
+        suppressor = self._alarms.get((alarm.region, alarm.suppressor or ""))
+        active = suppressor is not None and suppressor.state == "ALARM"
+        if suppression.active and not active:
+            suppression.ended = at
+        suppression.active = active
+        if suppression.held is None:
+            return
+        if active:
+            suppression.by = "Alarm"
+        elif at < suppression.ended + settings["ActionsSuppressorExtensionPeriod"]:
+            suppression.by = "ExtensionPeriod"
+        elif suppression.ended < suppression.since and at < suppression.since + settings["ActionsSuppressorWaitPeriod"]:
+            suppression.by = "WaitPeriod"
+        else:
+            state, change = suppression.held
+            suppression.held = suppression.by = None
+            self._execute(alarm, state, change)
 
     def _configured(self, alarm: Alarm, what: str) -> None:
         past = {"create": "created", "update": "updated", "delete": "deleted"}[what]
@@ -387,6 +464,7 @@ class AlarmEngine:
         self._events.publish(action, change.message, change.subject)
 
     def _record(self, alarm: Alarm, kind: str, summary: str, data: Mapping[str, Any]) -> None:
+        self._unsaved = True  # whatever changes an alarm is in its history
         self._history.append(
             HistoryItem(alarm.region, alarm.name, alarm.kind, self._clock.now(), kind, summary, json.dumps(data))
         )
@@ -415,6 +493,9 @@ class AlarmEngine:
         with self._lock:
             self._alarms.clear()
             self._history.clear()
+            self._ticked = -math.inf
+            self._unsaved = True
+            self._save()
 
     def close(self) -> None:
         self._closing.set()
@@ -422,3 +503,5 @@ class AlarmEngine:
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(10)
+        with self._lock:
+            self._save()

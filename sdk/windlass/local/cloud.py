@@ -58,7 +58,7 @@ class Cloud:
         # A minute of an alarm may be shorter than a real one.
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock, 60 if speed == 1 else 0.01)
         self.events = EventBus(self.clock, self.pace)
-        self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace)
+        self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace, state / "alarms.json")
         self.events.support("lambda", lambda *given: self.functions.target(*given))
         self.alarms.support("autoscaling", lambda *given: self.scaling.act(*given))
         self.alarms.support("lambda", lambda *given: self.functions.act(*given))

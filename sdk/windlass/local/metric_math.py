@@ -58,11 +58,13 @@ class Scope:
         grid: the periods of the result.
         lookup: the result of another query, by its Id.
         metrics: the series of all metrics in the request (not of expressions) whose Id contains the given text.
+        search: the series of all metrics that a search finds: (its text, a statistic).
     """
 
     grid: Grid
     lookup: Callable[[str], Value]
     metrics: Callable[[str], list[Line]]
+    search: Callable[[str, str], list[Line]] = lambda _text, _statistic: []
 
 
 _Node: TypeAlias = Callable[[Scope], Value]
@@ -118,6 +120,8 @@ class MetricMath:
     text: str
     references: frozenset[str]
     uses_all_metrics: bool
+    periods: tuple[int, ...]
+    searches: bool
     _node: _Node
 
     @classmethod
@@ -127,7 +131,14 @@ class MetricMath:
         node = parser.expression(0)
         if parser.current is not None:
             raise MathError(f"Unexpected '{parser.current[1]}' in '{text}'")
-        return cls(text, frozenset(parser.references), parser.uses_all_metrics, node)
+        return cls(
+            text,
+            frozenset(parser.references),
+            parser.uses_all_metrics,
+            tuple(parser.periods),
+            parser.searches,
+            node,
+        )
 
     def evaluate(self, scope: Scope) -> Line | list[Line]:
         """One line, or an array of them. Raises MathError."""
@@ -146,7 +157,8 @@ class _Parser:
         self.tokens = self._split(text)
         self.position = 0
         self.references: set[str] = set()
-        self.uses_all_metrics = False
+        self.uses_all_metrics = self.searches = False
+        self.periods: list[int] = []
 
     @staticmethod
     def _split(text: str) -> list[tuple[str, str]]:
@@ -219,7 +231,14 @@ class _Parser:
         return found
 
     def call(self, name: str) -> _Node:
+        begun = self.position
         nodes = self.arguments(")")
+        if name == "SEARCH":
+            self.searches = True
+            # Its last argument is a period: a number as it stands, because the grid must be known before anything is evaluated.
+            kind, text = self.tokens[self.position - 2]
+            if len(nodes) == 3 and kind == "number" and self.position - 2 > begun:
+                self.periods.append(int(float(text)))
         function = _FUNCTIONS.get(name)
         if function is None:
             raise MathError(
@@ -404,6 +423,13 @@ def _metrics(scope: Scope, arguments: list[Value]) -> Value:
     return list(scope.metrics(wanted))
 
 
+def _search(scope: Scope, arguments: list[Value]) -> Value:
+    text, statistic = arguments[0], arguments[1]
+    if not isinstance(text, str) or not isinstance(statistic, str):
+        raise _WrongType("takes two texts and a period, such as SEARCH('{AWS/SageMaker,EndpointName} 5XX', 'Sum', 60)")
+    return list(scope.search(text, statistic))
+
+
 def _first(_: Scope, arguments: list[Value]) -> Value:
     return _lines(arguments[0])[0]
 
@@ -454,6 +480,7 @@ _FUNCTIONS: dict[str, tuple[int, int, _Work]] = {
     "RATE": (1, 1, lambda scope, arguments: _change(scope, arguments, operator.truediv)),
     "REMOVE_EMPTY": (1, 1, _remove_empty),
     "RUNNING_SUM": (1, 1, _mapped(_running_sum)),
+    "SEARCH": (2, 3, _search),
     "SLICE": (2, 3, _slice),
     "SORT": (3, 4, _sort),
     "STDDEV": (1, 1, _aggregate(np.nanstd)),

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from windlass.local.faults import Fault
 from windlass.local.metric_math import Grid, Line, MathError, MetricMath, Scope
+from windlass.local.metric_search import Search, SearchError, labels_of
 from windlass.local.metric_store import Metric
 from windlass.local.statistics import UNITS, Floats, Points, Statistic
 
@@ -33,6 +34,7 @@ class Metrics(Protocol):
 _HOUR, _DAY = 3600, 86_400
 _ID = re.compile(r"[a-z][a-zA-Z0-9_]*")
 _MOST_QUERIES = 500
+_MOST_FOUND = 500
 
 
 @dataclass(frozen=True)
@@ -254,9 +256,14 @@ class Evaluation:
         grid = self._grid(self._period(query))
         try:
             return grid, query.math.evaluate(
-                Scope(grid, lambda name: self._on(grid, name), lambda wanted: self._metrics(grid, wanted))
+                Scope(
+                    grid,
+                    lambda name: self._on(grid, name),
+                    lambda wanted: self._metrics(grid, wanted),
+                    lambda text, statistic: self._search(grid, text, statistic),
+                )
             )
-        except MathError as error:
+        except (MathError, SearchError) as error:
             raise Fault("ValidationError", f"Error in expression '{query.id}': {error}") from None
 
     def _period(self, query: Query) -> int:
@@ -267,7 +274,21 @@ class Evaluation:
             return query.stat.period
         assert query.math is not None
         names = {other.id for other in self._queries.values() if other.stat} if query.math.uses_all_metrics else set()
-        return max((self._period(self._queries[name]) for name in names | query.math.references), default=60)
+        periods = [self._period(self._queries[name]) for name in names | query.math.references]
+        return max([*periods, *query.math.periods], default=300 if query.math.searches else 60)
+
+    def _search(self, grid: Grid, text: str, statistic: str) -> list[Line]:
+        """The metrics that a search finds, each with data in the time that is asked for: AWS shows no others."""
+        search = Search.parse(text)
+        stat = valid_statistic(statistic, "SEARCH")
+        known = self._store.metrics(self._region, grid.start)
+        found = [metric for _, metric in known if search.finds(metric)][:_MOST_FOUND]
+        lines = [Line(MetricStat(each, grid.period, stat).values(self._store, self._region, grid)) for each in found]
+        return [
+            replace(line, label=label)
+            for line, label in zip(lines, labels_of(found), strict=True)
+            if not np.all(np.isnan(line.values))
+        ]
 
     def _on(self, grid: Grid, name: str) -> Line | list[Line]:
         """The result of another query, on the grid of this one."""

@@ -37,10 +37,10 @@ CREATE TABLE IF NOT EXISTS series (
     id INTEGER PRIMARY KEY, region TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL, dimensions TEXT NOT NULL,
     UNIQUE (region, namespace, name, dimensions));
 CREATE TABLE IF NOT EXISTS journal (id INTEGER PRIMARY KEY, points BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS blocks (
+CREATE TABLE IF NOT EXISTS packed (
     id INTEGER PRIMARY KEY, series INTEGER NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, rows INTEGER NOT NULL,
     points BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS blocks_of_series ON blocks (series, last);
+CREATE INDEX IF NOT EXISTS packed_of_series ON packed (series, last);
 """
 
 
@@ -123,7 +123,7 @@ class MetricStore:
         for number, region, namespace, name, dimensions in self._db.execute("SELECT * FROM series ORDER BY id"):
             metric = Metric(namespace, name, tuple((str(key), str(value)) for key, value in json.loads(dimensions)))
             self._add(_Series(number, region, metric))
-        for number, last in self._db.execute("SELECT series, MAX(last) FROM blocks GROUP BY series"):
+        for number, last in self._db.execute("SELECT series, MAX(last) FROM packed GROUP BY series"):
             self._by_id[number].latest = last
         for (blob,) in self._db.execute("SELECT points FROM journal ORDER BY id"):
             self._remember(np.frombuffer(blob, POINT))
@@ -231,19 +231,19 @@ class MetricStore:
             for number, rows in zip(numbers.tolist(), np.split(recent, starts[1:]), strict=True):
                 points = Points.of(rows)
                 block = self._db.execute(
-                    "SELECT id, points FROM blocks WHERE series = ? AND rows < ? ORDER BY id DESC LIMIT 1",
+                    "SELECT id, points FROM packed WHERE series = ? AND rows < ? ORDER BY id DESC LIMIT 1",
                     (number, _SMALL_BLOCK_ROWS),
                 ).fetchone()
                 if block is not None:
                     points = Points.join((Points.unpack(block[1]), points))
-                    self._db.execute("DELETE FROM blocks WHERE id = ?", (block[0],))
+                    self._db.execute("DELETE FROM packed WHERE id = ?", (block[0],))
                 points = points[np.argsort(points.t, kind="stable")]
                 self._db.execute(
-                    "INSERT INTO blocks (series, first, last, rows, points) VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO packed (series, first, last, rows, points) VALUES (?, ?, ?, ?, ?)",
                     (number, int(points.t[0]), int(points.t[-1]), len(points), points.pack()),
                 )
             oldest = int((self._clock.now() - _RETENTION_SECONDS) * 1000)
-            self._db.execute("DELETE FROM blocks WHERE last < ?", (oldest,))
+            self._db.execute("DELETE FROM packed WHERE last < ?", (oldest,))
             self._db.execute("DELETE FROM journal")
             self._db.execute("COMMIT")
         except BaseException:
@@ -259,7 +259,7 @@ class MetricStore:
             if series is None:
                 return Points.join(())
             packed = self._db.execute(
-                "SELECT points FROM blocks WHERE series = ? AND last >= ? AND first < ? ORDER BY id",
+                "SELECT points FROM packed WHERE series = ? AND last >= ? AND first < ? ORDER BY id",
                 (series.id, first, last),
             ).fetchall()
             recent = self._recent()
@@ -285,7 +285,7 @@ class MetricStore:
     def reset(self) -> None:
         """Forget everything."""
         with self._lock:
-            for table in ("journal", "blocks", "series"):
+            for table in ("journal", "packed", "series"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - the names are the three above
             self._load()
 

@@ -57,3 +57,37 @@ def test_children_are_named_once_in_their_order() -> None:
 def test_wrong_rules_say_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(RuleError, match=message.replace("(", r"\(").replace(")", r"\)")):
         AlarmRule.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("rule", "holds"),
+    [
+        ("AT_LEAST(2, ALARM, (a, b, c))", True),
+        ("AT_LEAST(3, ALARM, (a, b, c))", False),
+        ("AT_LEAST(50%, ALARM, (a, b, c))", True),
+        ("AT_LEAST(67%, ALARM, (a, b, c))", False),
+        ("AT_LEAST(1, OK, (a, 'b', \"c\"))", True),
+        ("AT_LEAST(2, NOT OK, (a, b, c)) AND ALARM(a)", True),
+        ("NOT AT_LEAST(1, INSUFFICIENT_DATA, (a, b, c))", True),
+    ],
+)
+def test_at_least_so_many(rule: str, holds: bool) -> None:
+    parsed = AlarmRule.parse(rule)
+    assert parsed.children == ("a", "b", "c")
+    assert parsed.holds({"a": "ALARM", "b": "ALARM", "c": "OK"}.get) is holds
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "AT_LEAST(2, ALARM)",
+        "AT_LEAST(4, ALARM, (a, b, c))",
+        "AT_LEAST(0, ALARM, (a))",
+        "AT_LEAST(101%, ALARM, (a))",
+        "AT_LEAST(1, RINGING, (a))",
+        "AT_LEAST(1, ALARM, ())",
+    ],
+)
+def test_at_least_that_makes_no_sense(rule: str) -> None:
+    with pytest.raises(RuleError):
+        AlarmRule.parse(rule)

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from tests.unit.local.manual_clock import ManualClock
+from windlass.errors import InvalidInput
+from windlass.local import LocalCloud
 from windlass.local.alarms import AlarmEngine
 from windlass.local.clock import Pace
 from windlass.local.events import EventBus
@@ -36,6 +38,12 @@ def test_a_pace_runs_faster_and_can_be_turned_back() -> None:
 def test_a_pace_must_go_on(speed: float) -> None:
     with pytest.raises(ValueError, match="speed must be more than 0"):
         Pace(ManualClock(), speed)
+
+
+@pytest.mark.parametrize("speed", [0, -60, 1e9])
+def test_a_cloud_must_go_on_too(tmp_path: Path, speed: float) -> None:
+    with pytest.raises(InvalidInput, match="The speed is"):
+        LocalCloud.up(tmp_path, speed=speed)
 
 
 @pytest.mark.parametrize("speed", [1, 7, 60])
