@@ -39,7 +39,7 @@ class Cloud:
         # Late, because the parts import this module.
         from windlass.local.alarms import AlarmEngine
         from windlass.local.cloudwatch import MetricStore
-        from windlass.local.events import EventBus
+        from windlass.local.events import EventBus, pipeline_target
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
         from windlass.local.pipelines import Pipelines
@@ -69,6 +69,7 @@ class Cloud:
         self.transform = TransformJobs(self)
         self.tuning = TuningJobs(self)
         self.pipelines = Pipelines(self)
+        self.events.support("sagemaker", pipeline_target(self.pipelines.start))
 
     @functools.cached_property
     def functions(self) -> Functions:
