@@ -180,10 +180,9 @@ def main() -> None:
         f"{head}content-length: {len(body.encode())}\r\n\r\n".encode() + body.encode() for body in given["bodies"]
     ]
     load = Load(options.port, requests)
-    if options.rate:
-        seconds = load.open(options.rate, options.seconds)
-    else:
-        seconds = load.closed(options.concurrency, options.seconds)
+    seconds = (
+        load.open(options.rate, options.seconds) if options.rate else load.closed(options.concurrency, options.seconds)
+    )
     print(json.dumps(load.report(seconds)))
 
 
