@@ -51,12 +51,17 @@ class Batch:
 
 
 class Batcher:
-    """Chooses batches by what they were measured to cost."""
+    """Chooses batches by what they were measured to cost.
+
+    Attributes:
+        request_seconds: what a request costs at the best; 0 before the first batch.
+    """
 
     def __init__(self, max_size: int) -> None:
         self._any, self._alike = Sizer(max_size), Sizer(max_size)
         self._turn = 0
         self._length = 0.0
+        self.request_seconds = 0.0
 
     def choose(self, lengths: Sequence[int], count: int) -> Batch:
         """A batch of at most `count` of the requests whose lengths are given, oldest first."""
@@ -80,12 +85,8 @@ class Batcher:
     def observe(self, batch: Batch, seconds: float) -> None:
         """What the batch cost."""
         batch.sizer.observe(batch.asked, seconds, batch.requests)
-
-    @property
-    def request_seconds(self) -> float:
-        """What a request costs at the best; 0 before the first batch."""
         known = [sizer.request_seconds for sizer in (self._any, self._alike) if sizer.request_seconds]
-        return min(known, default=0.0)
+        self.request_seconds = min(known)
 
 
 class Sizer:

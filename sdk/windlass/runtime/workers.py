@@ -205,7 +205,7 @@ class _Worker(asyncio.Protocol):
                 stream, self._stream = self._stream, None
                 if stream:
                     stream.end(message[3])
-                self._pool.finished(self, message[2])
+                self._pool.finished(self)
             elif kind == "ready":
                 self.ready = True
                 self._pool.ready(self, batches=message[1])
@@ -225,7 +225,7 @@ class _Worker(asyncio.Protocol):
             elif answer.stream:
                 answer.stream.stop()
         if not streams:
-            self._pool.finished(self, seconds)
+            self._pool.finished(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         self.ended, self.ready = True, False
@@ -376,11 +376,12 @@ class Pool:
         waiting.extendleft(reversed(kept))
         return [seen[index] for index in batch.positions], batch
 
-    def finished(self, worker: _Worker, seconds: float) -> None:
+    def finished(self, worker: _Worker) -> None:
         """A worker has answered its batch."""
         self.batches_answered += 1
         if worker.batch:
-            self._batcher.observe(worker.batch, seconds)
+            # With the way there and back, which small batches pay more often than large ones.
+            self._batcher.observe(worker.batch, time.monotonic() - worker.started)
         worker.jobs, worker.started = (), 0.0
         self._idle.append(worker)
         if self._waiting and self._due is None:
