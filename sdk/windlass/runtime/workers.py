@@ -35,8 +35,6 @@ _RESTART_SECONDS = (
     10.0,
     30.0,
 )  # before the first, second, ... attempt to replace what does not load
-# Requests that are looked at for ones of like length, in batches.
-_LOOK_AHEAD = 4
 # A stream whose reader is slower than the model is held back at the model, not in memory.
 _STREAM_BYTES = 1 << 20
 
@@ -359,11 +357,12 @@ class Pool:
         waiting = self._waiting
         if self._max_batch == 1 or waiting[0].alone:
             return [waiting.popleft()], None
+        # Only so many are looked at for ones of like length: further ones would overtake those in between.
         # Those that are past their time leave the queue here; those that run alone stay in it until they are the first.
         now = time.monotonic()
         seen: list[Job] = []
         kept: list[Job] = []
-        for _ in range(min(len(waiting), self._max_batch * _LOOK_AHEAD)):
+        for _ in range(min(len(waiting), self._max_batch)):
             job = waiting.popleft()
             if job.alone:
                 kept.append(job)
