@@ -90,9 +90,9 @@ class Shop:
     def trained(self, inference: str = INFERENCE, script: str = GOOD_SCRIPT) -> wl.Run:
         return wl.train(self.script(script, inference))
 
-    def approved(self, inference: str = INFERENCE) -> wl.ModelVersion:
+    def approved(self, inference: str = INFERENCE, *, archive: bool = False) -> wl.ModelVersion:
         """A version of a model of its own."""
-        return wl.register(self.trained(inference), self.rig.unique("model"), approve=True)
+        return wl.register(self.trained(inference), self.rig.unique("model"), approve=True, archive=archive)
 
     def spoil(self, uri: str) -> None:
         """Write over an archive."""
@@ -441,7 +441,7 @@ REGISTER: dict[str, Row] = {
         lambda shop, _: wl.ModelVersion.from_name("good/best"),
         lambda shop, _: ["reject", "good/best"],
         InvalidInput,
-        ("Looking up model version 'good/best'", "'best' is not a version number", "It looks like digits/3."),
+        ("Looking up model version 'good/best'", "'good/best' is not a model version", "It looks like digits/3"),
     ),
     "a model that is not there": Row(
         lambda shop, _: wl.ModelVersion.from_name("nobody"),
@@ -460,14 +460,20 @@ def model_fn(model_dir):
 
 
 def spoilt_version(shop: Shop) -> wl.ModelVersion:
-    version = shop.approved()
+    version = shop.approved(archive=True)
     shop.spoil(version.model_uri)
     return version
 
 
 def emptied_version(shop: Shop) -> wl.ModelVersion:
-    version = shop.approved(INFERENCE + "# a bundle of its own\n")
+    version = shop.approved(INFERENCE + "# a bundle of its own\n", archive=True)
     shop.remove(version.model_uri)
+    return version
+
+
+def version_without_manifest(shop: Shop) -> wl.ModelVersion:
+    version = shop.approved(INFERENCE + "# a prefix of its own\n")
+    shop.remove(f"{version.model_uri}windlass.json")
     return version
 
 
@@ -523,6 +529,9 @@ DEPLOY: dict[str, Row] = {
     ),
     "an archive that is gone": deploying(
         emptied_version, NotFound, "Deploying model-", "model.tar.gz is gone", "Register the run again."
+    ),
+    "a prefix without its manifest": deploying(
+        version_without_manifest, NotFound, "Deploying model-", "/ is gone", "Register the run again."
     ),
     "no instance type for it": deploying(
         good, InvalidInput, "instance_type='m5'", "it looks like", instance_type="m5", cli=["--instance-type", "m5"]
