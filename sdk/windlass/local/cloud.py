@@ -31,6 +31,7 @@ class Cloud:
     def __init__(self, state: Path, url: str, clock: Clock | None = None) -> None:
         # Late, because the parts import this module.
         from windlass.local.alarms import AlarmEngine
+        from windlass.local.bodies import Folder
         from windlass.local.cloudwatch import MetricStore
         from windlass.local.events import EventBus
         from windlass.local.hosting import Hosting
@@ -42,6 +43,7 @@ class Cloud:
         self.url = url
         self.clock: Clock = clock or SystemClock()
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
+        self.bodies = Folder(state / "s3")
         self.keeper = Keeper()
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
         self.events = EventBus()
@@ -66,6 +68,7 @@ class Cloud:
         self.hosting.reset()
         self.keeper.kill_all()
         self.tags.clear()
+        self.bodies.sweep(set())
         self.registry.reset()
         self.alarms.reset()
         self.events.reset()

@@ -31,6 +31,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import ThreadedWSGIServer
 
 from windlass.local import cloud as clouds
+from windlass.local import s3
+from windlass.local.bodies import Body, Refused
 from windlass.local.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,12 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
                 return self.cloud.hosting.invoke(environ, start_response)
             if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
                 self.cloud.reset()
+            if _service(environ) == "s3":
+                return s3.serve(super().__call__, environ, start_response)
             answer: Iterable[bytes] = super().__call__(environ, start_response)
             return answer
+        except Refused as refusal:
+            return _fault(environ, start_response, 400, refusal.code, refusal.message)
         except NotImplementedError as error:
             # moto's answer would be an HTML page with status 500, which botocore retries.
             log.info("Refused %s: %s", _operation(environ), error)
@@ -176,8 +182,13 @@ class _Handler(MotoRequestHandler):  # type: ignore[misc]
             answer = self.server.app(environ, start_response)
             # A whole body in one piece gets a length; what streams is sent as it comes.
             length = sum(map(len, answer)) if isinstance(answer, list | tuple) else None
-            for data in answer:
-                self._send(started[0], started[1], data, environ["REQUEST_METHOD"], length)
+            if isinstance(answer, Body):
+                self._send(started[0], started[1], b"", environ["REQUEST_METHOD"], len(answer))
+                self.wfile.flush()
+                answer.send(self.connection)
+            else:
+                for data in answer:
+                    self._send(started[0], started[1], data, environ["REQUEST_METHOD"], length)
             if not self._sent:
                 self._send(started[0], started[1], b"", environ["REQUEST_METHOD"], length or 0)
             if self._chunking:
@@ -237,6 +248,11 @@ class _Body:
         self._left -= len(data)
         return data
 
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        count: int = self._stream.readinto(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
     def readline(self, size: int = -1) -> bytes:
         data: bytes = self._stream.readline(self._left if size is None or size < 0 else min(size, self._left))
         self._left -= len(data)
@@ -269,6 +285,7 @@ def _extend_moto(cloud: clouds.Cloud) -> None:
     from windlass.local import bucket_policy, cloudwatch, sagemaker
 
     bucket_policy.register()
+    s3.register(cloud)
     cloudwatch.register(cloud)
     sagemaker.register(cloud)
 
