@@ -31,6 +31,7 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # kill -USR1: what every thread is at, into server.log
     state = options.state.resolve()
 
+    from windlass.errors import WindlassError
     from windlass.local.server import Server, claimed, write_record
 
     try:
@@ -56,6 +57,9 @@ def main() -> int:
         sys.stderr.write(
             f"Another local cloud uses the state folder {state}. End it (windlass local down), or choose another folder.\n"
         )
+        return 1
+    except WindlassError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     except OSError as error:
         sys.stderr.write(f"The local cloud cannot listen on {options.host}:{options.port}: {error.strerror or error}\n")

@@ -62,10 +62,13 @@ class AlarmEngine:
         metrics: where the data points are.
         events: where state changes go.
         clock: what says that a period is over.
+        changed: is called after each change of an alarm or its state.
     """
 
-    def __init__(self, metrics: MetricStore, events: EventBus, clock: Clock) -> None:
-        self._metrics, self._events, self._clock = metrics, events, clock
+    def __init__(
+        self, metrics: MetricStore, events: EventBus, clock: Clock, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._metrics, self._events, self._clock, self._changed = metrics, events, clock, changed
         self._lock = threading.RLock()
         self._alarms: dict[tuple[str, str], Alarm] = {}
         self._history: deque[HistoryItem] = deque(maxlen=_HISTORY_ITEMS)
@@ -358,6 +361,7 @@ class AlarmEngine:
         self._history.append(
             HistoryItem(alarm.region, alarm.name, alarm.kind, self._clock.now(), kind, summary, json.dumps(data))
         )
+        self._changed()
 
     # --- the thread ---
 
@@ -377,6 +381,18 @@ class AlarmEngine:
                 # One alarm that we cannot evaluate must not end the evaluation of all.
                 log.exception("Evaluating the alarms failed inside the local cloud")
             self._clock.sleep(_TICK_SECONDS)
+
+    def dump(self) -> Any:
+        """All alarms with their states and history, for `load` after a restart."""
+        with self._lock:
+            return dict(self._alarms), self._history.copy()
+
+    def load(self, dumped: Any) -> None:
+        """Go on with what `dump` returned. What an alarm has seen of its metric does not count: the counting starts anew."""
+        with self._lock:
+            self._alarms, self._history = dumped
+            for alarm in self._alarms.values():
+                alarm.seen = ()
 
     def reset(self) -> None:
         """Forget all alarms and their history."""

@@ -7,6 +7,7 @@ moto builds its backends by itself, late, from classes. So the parts that answer
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,21 +37,54 @@ class Cloud:
         from windlass.local.events import EventBus
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
+        from windlass.local.records import Database
         from windlass.local.registry import Registry
+        from windlass.local.snapshot import Snapshot
 
         state.mkdir(parents=True, exist_ok=True)
         self.state = state
         self.url = url
         self.clock: Clock = clock or SystemClock()
+        self.database = Database(state / "state.sqlite")
+        self.snapshot = Snapshot(state / "services.pickle")
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
         self.bodies = Folder(state / "s3")
         self.keeper = Keeper()
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
-        self.events = EventBus()
-        self.alarms = AlarmEngine(self.metrics, self.events, self.clock)
+        self.events = EventBus(delivered=self.snapshot.touch)
+        self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.snapshot.touch)
         self.registry = Registry(self)
         self.jobs = TrainingJobs(self)
         self.hosting = Hosting(self)
+        self.snapshot.include("alarms", self.alarms.dump, self.alarms.load)
+
+    def restore(self) -> None:
+        """Put back what an earlier server left in the state folder, and go on from there. Before the first request.
+
+        Raises:
+            StateUnreadable: other versions wrote it.
+        """
+        from windlass.local import s3
+
+        for leftover in ("jobs", "endpoints"):  # of processes that are no more
+            shutil.rmtree(self.state / leftover, ignore_errors=True)
+        self.snapshot.load()
+        s3.restore(self)
+        self.tags |= self.database.table("tags").items()
+        self.registry.restore()
+        self.jobs.restore()
+        self.hosting.restore()
+        self.snapshot.start()
+
+    def tag(self, arn: str, tags: dict[str, str] | None) -> None:
+        """Replace the tags of a SageMaker resource; None: it is gone."""
+        table = self.database.table("tags")
+        if tags is None:
+            self.tags.pop(arn.lower(), None)
+            table.delete(arn.lower())
+        else:
+            self.tags[arn.lower()] = tags
+            table.save(arn.lower(), tags)
 
     def environment(self, region: str) -> dict[str, str]:
         """What makes any AWS SDK, in any process, talk to this cloud."""
@@ -73,6 +107,7 @@ class Cloud:
         self.alarms.reset()
         self.events.reset()
         self.metrics.reset()
+        self.database.clear()
 
     def close(self) -> None:
         """End every child and thread."""
@@ -82,6 +117,8 @@ class Cloud:
         self.alarms.close()
         self.events.close()
         self.metrics.close()
+        self.snapshot.close()
+        self.database.close()
 
 
 def client_environment(url: str, region: str) -> dict[str, str]:

@@ -54,10 +54,11 @@ class EventBus:
 
     Args:
         clock: the time of events that come without one.
+        delivered: is called after each delivery.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
+    def __init__(self, clock: Clock | None = None, delivered: Callable[[], None] = lambda: None) -> None:
+        self._clock, self._delivered = clock or SystemClock(), delivered
         self._deliverers: dict[str, Deliver] = {"sns": self._to_sns, "sqs": self._to_sqs, "logs": self._to_logs}
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
@@ -170,6 +171,7 @@ class EventBus:
         while (work := self._work.get()) is not None:
             try:
                 work()
+                self._delivered()
             except Exception:
                 # One bad delivery must not end the deliveries after it.
                 log.exception("A delivery failed inside the local cloud")

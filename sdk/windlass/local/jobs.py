@@ -74,6 +74,23 @@ UNSUPPORTED = (
     "MlflowConfig",
     "ModelPackageConfig",
 )
+SAVED = (
+    "request",
+    "region",
+    "created",
+    "status",
+    "secondary",
+    "transitions",
+    "modified",
+    "started",
+    "ended",
+    "failure",
+    "overran",
+    "metrics",
+)
+INTERRUPTED = (
+    "InternalServerError: The local cloud ended while the job was running. Create it again under another name."
+)
 ECHOED = (
     "TrainingJobName",
     "HyperParameters",
@@ -176,8 +193,25 @@ class TrainingJobs:
         self.slots = slots or os.cpu_count() or 1
         self.stop_grace_seconds = stop_grace_seconds
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
+        self._saved = cloud.database.table("training-jobs")
         self._running = 0
+        self._closing = False
         self._change = threading.Condition(threading.RLock())
+
+    def restore(self) -> None:
+        """Put back the jobs of an earlier server. What it did not finish has failed."""
+        for record in self._saved.values():
+            region, name = record["region"], record["request"]["TrainingJobName"]
+            job = TrainingJob(folder=self._cloud.state / "jobs" / region / name, **record)
+            self._jobs[region, name.lower()] = job
+            if job.status not in TERMINAL:
+                self._finish(job, "Failed", "Failed", INTERRUPTED)
+            job.done.set()
+
+    def _save(self, job: TrainingJob) -> None:
+        """Keep what a later server is to know. Called with every change that a client can see."""
+        if not self._closing:  # what happens to a job after that is not its own doing
+            self._saved.save(f"{job.region}/{job.name.lower()}", {name: getattr(job, name) for name in SAVED})
 
     # The operations
 
@@ -275,10 +309,12 @@ class TrainingJobs:
         self.close()
         with self._change:
             self._jobs.clear()
+            self._closing = False
 
     def close(self) -> None:
         """End every job at once."""
         with self._change:
+            self._closing = True
             unfinished = [job for job in self._jobs.values() if not job.done.is_set()]
             for job in unfinished:
                 job.status = "Stopping"
@@ -576,6 +612,7 @@ class TrainingJobs:
             self._move(job, secondary)
             job.status = status
             job.transitions[-1]["EndTime"] = job.modified
+            self._save(job)
             self._change.notify_all()
 
     def _move(self, job: TrainingJob, secondary: str) -> None:
@@ -584,6 +621,7 @@ class TrainingJobs:
             job.transitions[-1]["EndTime"] = now
         job.secondary, job.modified = secondary, now
         job.transitions.append({"Status": secondary, "StartTime": now, "StatusMessage": MESSAGES[secondary]})
+        self._save(job)
 
     def _environment(self, job: TrainingJob) -> dict[str, str]:
         return {

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import pickle
 import re
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,6 +21,7 @@ from moto.s3 import models
 from moto.s3.exceptions import EntityTooSmall, InvalidPart, MalformedXML, NoSuchUpload
 from moto.s3.models import FakeKey, FakeMultipart, S3Backend, s3_backends
 from moto.s3.responses import S3Response
+from moto.s3.utils import _VersionedKeyStore
 from moto.settings import S3_UPLOAD_PART_MIN_SIZE
 from moto.utilities.utils import md5_hash
 
@@ -30,6 +33,8 @@ WSGI = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 # In the environ of a request: what came, and what goes, past Flask, which would take it into its hands.
 _BODY, _ANSWER = "windlass.body", "windlass.answer"
+
+_READS = ("GET", "HEAD", "OPTIONS")
 
 # A PUT with one of these says something about an object; its body is a short document, which moto reads itself.
 _SUBRESOURCES = frozenset({"acl", "tagging", "retention", "legal-hold", "torrent", "encryption", "renameObject"})
@@ -116,6 +121,36 @@ class Lazy:
         return getattr(self._key, name)
 
 
+class KeyStore(_VersionedKeyStore):  # type: ignore[misc]
+    """The objects of a bucket. Each is a row in the database, and none is in the snapshot of the services.
+
+    Attributes:
+        changed: the keys whose rows are old.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: set[str] = set()
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.changed.add(key)
+
+    def setlist(self, key: str, list_: Any) -> None:
+        super().setlist(key, list_)
+        self.changed.add(key)
+
+    def pop(self, key: str) -> None:
+        super().pop(key)
+        self.changed.add(key)
+
+    def restore(self, key: str, versions: list[Any]) -> None:
+        dict.__setitem__(self, key, versions)
+
+    def __reduce__(self) -> Any:
+        return KeyStore, ()
+
+
 class Upload(FakeMultipart):  # type: ignore[misc]
     """A multipart upload, put together file by file."""
 
@@ -172,6 +207,22 @@ class Backend(S3Backend):  # type: ignore[misc]
             raise NoSuchUpload(upload_id=multipart_id)
         return super().complete_multipart_upload(bucket_name, multipart_id, body)
 
+    def save_objects(self) -> None:
+        """Bring the rows of all objects that have changed up to date."""
+        saved, deleted = [], []
+        for bucket in list(self.buckets.values()):
+            while bucket.keys.changed:
+                key = bucket.keys.changed.pop()
+                if versions := bucket.keys.getlist(key):
+                    saved.append((bucket.name, key, pickle.dumps(versions, pickle.HIGHEST_PROTOCOL)))
+                else:
+                    deleted.append((bucket.name, key))
+        if saved or deleted:
+            clouds.current().database.write(
+                ("INSERT OR REPLACE INTO objects (bucket, key, versions) VALUES (?, ?, ?)", saved),
+                ("DELETE FROM objects WHERE bucket = ? AND key = ?", deleted),
+            )
+
     def copy_object(self, src_key: Key, *args: Any, **kwargs: Any) -> None:
         super().copy_object(Lazy(src_key), *args, **kwargs)
 
@@ -212,7 +263,21 @@ class Response(S3Response):  # type: ignore[misc]
         status, answered, content = super().key_response(request, full_url, headers)
         if isinstance(content, Body) and request.method == "GET":
             request.environ[_ANSWER] = content
+        if request.method not in _READS:
+            bucket = self.backend.buckets.get(self.bucket_name)
+            if bucket and self.parse_key_name() in bucket.keys:
+                bucket.keys.changed.add(self.parse_key_name())  # its tags, its retention: in place
+            self.backend.save_objects()
+            clouds.current().snapshot.touch()  # tags and uploads under way
         return status, answered, content
+
+    def bucket_response(self, request: Any, full_url: str, headers: Any) -> Any:
+        answer = super().bucket_response(request, full_url, headers)
+        if request.method not in _READS:
+            self.backend.save_objects()
+            # Objects are saved at once; their bucket must not come after them.
+            clouds.current().snapshot.save()
+        return answer
 
     def _get_key(self, validate_storage_class: bool = True) -> tuple[Lazy, bool]:
         key, not_modified = super()._get_key(validate_storage_class)
@@ -221,10 +286,34 @@ class Response(S3Response):  # type: ignore[misc]
 
 def register(cloud: clouds.Cloud) -> None:
     """Put ours in the place of moto's, before its first request."""
+    models._VersionedKeyStore = KeyStore
     models.FakeKey = Key
     models.FakeMultipart = Upload
     s3_backends.backend = Backend
     s3_backends.clear()
+
+
+def restore(cloud: clouds.Cloud) -> None:
+    """Put the objects back into their buckets, and delete the files that belong to none."""
+    kept: set[Path] = set()
+    orphans = []
+    buckets = {
+        name: bucket for _, _, backend in s3_backends.iter_backends() for name, bucket in backend.buckets.items()
+    }
+    for bucket_name, key, versions in cloud.database.read("SELECT bucket, key, versions FROM objects"):
+        if bucket := buckets.get(bucket_name):
+            bucket.keys.restore(key, pickle.loads(versions))  # noqa: S301 - our own file, in the user's own folder
+        else:
+            orphans.append((bucket_name, key))
+    cloud.database.write(("DELETE FROM objects WHERE bucket = ? AND key = ?", orphans))
+    for bucket in buckets.values():
+        s3_backends.bucket_accounts[bucket.name] = (bucket.partition, bucket.account_id)
+        stored = [
+            version for versions in dict(bucket.keys).values() for version in versions if isinstance(version, Key)
+        ]
+        uploading = [part for upload in bucket.multiparts.values() for part in upload.parts.values()]
+        kept |= {piece.path for key in (*stored, *uploading) for piece in key.pieces}
+    cloud.bodies.sweep(kept)
 
 
 def serve(application: WSGI, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:

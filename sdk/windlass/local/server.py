@@ -41,6 +41,7 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
+_READS = ("Describe", "List", "Get", "BatchGet", "Filter", "Query", "Scan", "Lookup", "Test")
 NOT_IMPLEMENTED = "UnknownOperationException"
 
 
@@ -63,9 +64,12 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
                 return self.cloud.hosting.invoke(environ, start_response)
             if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
                 self.cloud.reset()
-            if _service(environ) == "s3":
-                return s3.serve(super().__call__, environ, start_response)
+            service = _service(environ)
+            if service == "s3":
+                return s3.serve(super().__call__, environ, start_response)  # saves by itself
             answer: Iterable[bytes] = super().__call__(environ, start_response)
+            if service != "sagemaker" and not _only_reads(environ):
+                self.cloud.snapshot.touch()
             return answer
         except Refused as refusal:
             return _fault(environ, start_response, 400, refusal.code, refusal.message)
@@ -108,6 +112,7 @@ class Server:
         self.cloud = clouds.Cloud(state, self.url, clock)
         clouds.install(self.cloud)
         _extend_moto(self.cloud)
+        self.cloud.restore()
         self._http = _HttpServer(host, listener, Application(self.cloud, self.stop))
 
     def run(self) -> None:
@@ -282,8 +287,9 @@ def _create_app(service: str) -> Any:
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    from windlass.local import bucket_policy, cloudwatch, sagemaker
+    from windlass.local import bucket_policy, cloudwatch, logs, sagemaker
 
+    logs.register()
     bucket_policy.register()
     s3.register(cloud)
     cloudwatch.register(cloud)
@@ -313,6 +319,14 @@ def _operation(environ: Environ) -> str:
     if target := environ.get("HTTP_X_AMZ_TARGET"):
         return str(target)
     return f"{_service(environ)} {environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
+
+
+def _only_reads(environ: Environ) -> bool:
+    """Whether it surely changes nothing that the snapshot holds. The query protocol names its operation in the body only."""
+    if environ["REQUEST_METHOD"] in ("GET", "HEAD", "OPTIONS"):
+        return True
+    operation = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2] or environ["PATH_INFO"].rpartition("/")[2]
+    return operation.startswith(_READS) or operation in ("PutMetricData", "PutLogEvents")  # those are rows in SQLite
 
 
 def _service(environ: Environ) -> str:

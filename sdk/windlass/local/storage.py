@@ -71,6 +71,7 @@ def write(uri: str, body: bytes | Path) -> None:
     if not bucket_exists(uri):
         raise NoBucket(uri)
     _backend().put_object(bucket, key, Body.of(body) if isinstance(body, Path) else body)
+    _backend().save_objects()
 
 
 def keys(prefix: str) -> list[str]:
