@@ -34,10 +34,10 @@ class Cloud:
         from windlass.local.alarms import AlarmEngine
         from windlass.local.bodies import Folder
         from windlass.local.cloudwatch import MetricStore
+        from windlass.local.database import Database
         from windlass.local.events import EventBus
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
-        from windlass.local.records import Database
         from windlass.local.registry import Registry
         from windlass.local.snapshot import Snapshot
 

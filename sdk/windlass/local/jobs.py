@@ -256,8 +256,10 @@ class TrainingJobs:
                 "EnableManagedSpotTraining": False,
                 "ProfilingStatus": "Disabled",
             }
+            # Required by the service model, so that strict clients miss it while the job runs.
+            done = job.status in TERMINAL and job.status != "Failed"
+            answer["ModelArtifacts"] = {"S3ModelArtifacts": job.artifact if done else ""}
             if job.status in TERMINAL:
-                answer["ModelArtifacts"] = {"S3ModelArtifacts": job.artifact if job.status != "Failed" else ""}
                 seconds = math.ceil((job.ended or 0.0) - job.started) if job.started else 0
                 answer["TrainingTimeInSeconds"] = answer["BillableTimeInSeconds"] = seconds or None
             if job.metrics:
