@@ -31,7 +31,6 @@ class LogStream:
         backend = self._backend()
         backend.ensure_log_group(group)
         backend.ensure_log_stream(group, stream)
-        clouds.current().snapshot.touch()
 
     def write(self, line: str) -> None:
         """One event, as of now. Longer than an event may be: several."""
@@ -54,6 +53,7 @@ class StoredStream(models.LogStream):  # type: ignore[misc]
     def __init__(self, log_group: Any, name: str) -> None:
         super().__init__(log_group, name)
         self.id = uuid.uuid4().hex
+        clouds.current().snapshot.touch()
 
     def put_log_events(self, log_events: list[dict[str, Any]]) -> str:
         token: str = super().put_log_events(log_events)

@@ -284,7 +284,7 @@ class Response(S3Response):  # type: ignore[misc]
         return Lazy(key), not_modified
 
 
-def register(cloud: clouds.Cloud) -> None:
+def register() -> None:
     """Put ours in the place of moto's, before its first request."""
     models._VersionedKeyStore = KeyStore
     models.FakeKey = Key

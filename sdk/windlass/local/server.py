@@ -291,7 +291,7 @@ def _extend_moto(cloud: clouds.Cloud) -> None:
 
     logs.register()
     bucket_policy.register()
-    s3.register(cloud)
+    s3.register()
     cloudwatch.register(cloud)
     sagemaker.register(cloud)
 

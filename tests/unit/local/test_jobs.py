@@ -20,6 +20,7 @@ from moto.s3.models import s3_backends
 from windlass.local import jobs, storage
 from windlass.local.clock import SystemClock
 from windlass.local.cloud import ACCOUNT
+from windlass.local.database import Database
 from windlass.local.faults import Fault
 from windlass.local.jobs import TrainingJobs
 from windlass.local.processes import Keeper
@@ -46,6 +47,7 @@ class SmallCloud:
         self.state = state
         self.clock = SystemClock()
         self.keeper = Keeper()
+        self.database = Database(state / "state.sqlite")
         self.metrics = Metrics()
 
     def process_environment(self, region: str) -> dict[str, str]:
@@ -58,6 +60,7 @@ def cloud(tmp_path: Path) -> Iterator[SmallCloud]:
     cloud = SmallCloud(tmp_path)
     yield cloud
     cloud.keeper.close()
+    cloud.database.close()
     BackendDict.reset()
 
 
