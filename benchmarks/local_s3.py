@@ -58,10 +58,10 @@ def measure(quick: bool) -> list[Row]:
                 rounds=1,
             )
             for what, method, bound in (
-                (f"up, in parts of {PART >> 20} MiB", "upload", ">= 5"),
+                (f"up, in parts of {PART >> 20} MiB", "upload", ">= 2"),
                 (f"down, in ranges of {PART >> 20} MiB", "download", ">= 5"),
                 ("up, one PUT", "put", ">= 2"),
-                ("down, one GET", "get", ">= 2"),
+                ("down, one GET", "get", ">= 1"),
             )
         ]
         peak = peak_memory(local.pid)

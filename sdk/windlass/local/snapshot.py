@@ -44,6 +44,7 @@ _SHARE = 0.05
 """The most of the server's time that saving may take; a state that takes long to save is saved less often."""
 
 _ATTEMPTS = 20
+_AFTER_FAILURE_SECONDS = 5.0
 
 
 class Identity(NamedTuple):
@@ -93,24 +94,26 @@ class Snapshot:
             self._dirty.wait()
             self._closing.wait(INTERVAL_SECONDS)
             started = time.perf_counter()
-            try:
-                self.save()
-            except Exception:
-                # The next change tries again, and what was saved before is still there.
-                log.exception("The state of the local cloud could not be saved")
-            self._closing.wait((time.perf_counter() - started) / _SHARE)
+            saved = self.save()
+            self._closing.wait((time.perf_counter() - started) / _SHARE if saved else _AFTER_FAILURE_SECONDS)
 
-    def save(self) -> None:
-        """Save everything now."""
+    def save(self) -> bool:
+        """Save everything now. False: it failed, the log says why, and what was saved before is still there."""
         with self._saving:
             self._dirty.clear()
-            data = self._pickled()
-            draft = self._path.with_suffix(".tmp")
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self._path)
+            try:
+                data = self._pickled()
+                draft = self._path.with_suffix(".tmp")
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(self._path)
+            except Exception:
+                log.exception("The state of the local cloud could not be saved")
+                self._dirty.set()
+                return False
+            return True
 
     def load(self) -> None:
         """Put everything back. Nothing happens when nothing was saved.
