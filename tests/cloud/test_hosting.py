@@ -129,7 +129,7 @@ def test_errors_of_the_model_arrive_as_model_errors(workshop: Workshop) -> None:
 def test_a_server_that_crashes_is_replaced(workshop: Workshop) -> None:
     workshop.create(workshop.config("v1"))
 
-    with pytest.raises(workshop.runtime.exceptions.ModelError, match="model process exited"):
+    with pytest.raises(workshop.runtime.exceptions.ModelError, match="process ended with exit code"):
         workshop.invoke("die")
 
     assert until(workshop.describe, lambda it: it["ProductionVariants"][0]["CurrentInstanceCount"] == 1)

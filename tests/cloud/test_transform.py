@@ -227,7 +227,7 @@ def test_a_server_that_dies_or_never_comes_up_fails_the_job(rig: Rig, model: str
     broken = run(rig, model, {"a.csv": b"1"}, Environment={"FACTOR": "no number"})
 
     assert died["TransformJobStatus"] == broken["TransformJobStatus"] == "Failed"
-    assert "Unable to get response from algorithm" in died["FailureReason"]
+    assert "the model's process ended with exit code" in died["FailureReason"]
     assert "did not pass the ping health check" in broken["FailureReason"]
     assert "no number" in broken["FailureReason"]
 

@@ -438,16 +438,16 @@ def _fill_template(template: str, values: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def pipeline_target(start: Callable[[str, list[dict[str, str]], str], Any]) -> Deliver:
+def pipeline_target(start: Callable[[str, Mapping[str, str], str], Any]) -> Deliver:
     """Deliver events by starting SageMaker pipelines: ``bus.support("sagemaker", pipeline_target(pipelines.start))``.
 
     Args:
-        start: (ARN of the pipeline, its parameters, a token that is the same for the same event). Raises AWS's faults.
+        start: (ARN of the pipeline, its parameters by name, a token that is the same for the same event). Raises AWS's faults.
     """
 
     def deliver(target: Mapping[str, Any], text: str, event: Event) -> None:
         given = (target.get("SageMakerPipelineParameters") or {}).get("PipelineParameterList") or []
-        parameters = [{"Name": each["Name"], "Value": _dynamic(each["Value"], event)} for each in given]
+        parameters = {each["Name"]: _dynamic(each["Value"], event) for each in given}
         try:
             start(str(target["Arn"]), parameters, str(event["id"]))
         except ServiceException as error:

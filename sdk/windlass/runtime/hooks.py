@@ -35,7 +35,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from windlass.runtime import codecs, joint
+from windlass.runtime import codecs, engines, joint
 
 if TYPE_CHECKING:
     from windlass.artifact import Signature, Tensor
@@ -235,14 +235,28 @@ class Handler:
 
     @classmethod
     def load(cls, model_dir: Path, code_dir: Path, program: str, default_accept: str = codecs.JSON) -> Handler:
-        """Import the user's module, load the model, warm it up.
+        """Import the user's module, load the model, warm it up. With no module, serve a model file that runs by itself.
 
         Raises:
             HookError: there is no module, or it breaks the contract.
             Exception: whatever the user's own code raised.
         """
+        signature = _signature(model_dir)
+        hooks: dict[str, _Hook] = {}
+        context = Context(_properties(model_dir))
+        try:
+            own = None if (code_dir / program).is_file() else engines.load(model_dir, signature)
+        except engines.Unservable as error:
+            raise HookError(str(error)) from error
+        if own:
+            return cls(
+                own,
+                {"predict_fn": _Hook("predict_fn", lambda data, model: model(data))},
+                model_dir,
+                signature,
+                default_accept,
+            )
         module = _import(code_dir, program)
-        hooks = {}
         for name in _ARGUMENTS:
             if (function := getattr(module, name, None)) is not None:
                 hooks[name] = _Hook(name, function)
@@ -251,16 +265,6 @@ class Handler:
             raise HookError(f"{program} defines transform_fn together with {', '.join(parts)}. Use one or the other.")
         if "model_fn" not in hooks:
             raise HookError(f"{program} defines no model_fn. Define model_fn(model_dir), which returns the model.")
-        signature = None
-        if (model_dir / "windlass.json").exists():
-            from windlass import artifact, errors
-
-            try:
-                manifest = artifact.read_manifest(model_dir)
-            except errors.InvalidInput as error:
-                raise HookError(str(error)) from error
-            signature = manifest.signature if manifest else None
-        context = Context(_properties(model_dir))
         if "pre_model_fn" in hooks:
             hooks["pre_model_fn"](context, str(model_dir))
         model = hooks["model_fn"](context, str(model_dir))
@@ -433,6 +437,18 @@ def _properties(model_dir: Path) -> Mapping[str, Any]:
         "batch_size": 1,
         "server_name": "windlass",
     }
+
+
+def _signature(model_dir: Path) -> Signature | None:
+    if not (model_dir / "windlass.json").exists():
+        return None
+    from windlass import artifact, errors
+
+    try:
+        manifest = artifact.read_manifest(model_dir)
+    except errors.InvalidInput as error:
+        raise HookError(str(error)) from error
+    return manifest.signature if manifest else None
 
 
 def _import(code_dir: Path, program: str) -> ModuleType:

@@ -10,6 +10,7 @@ Only what is exactly as the signature says is joined or cut: a guess here would 
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class Axis:
         """
         total, names = sum(rows), [tensor.name for tensor in self._outputs]
         bounds = [sum(rows[:index]) for index in range(len(rows) + 1)]
-        cuts = [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False)]
+        cuts = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
         if isinstance(prediction, Mapping):
             if set(prediction) != set(names):
                 raise Mismatch(

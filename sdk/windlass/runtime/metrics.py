@@ -1,7 +1,7 @@
 """Counts and times of the model server, in Prometheus' text format.
 
 metrics.request(200, seconds=0.012, queue_seconds=0.001, model_seconds=0.010, batch_size=4)
-metrics.text(waiting=0, workers=2, restarts=0)
+metrics.text(waiting=0, workers=2, restarts=0, batches=1)
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Metrics:
             self._model.add(model_seconds)
             self._sizes.add(batch_size)
 
-    def text(self, waiting: int, workers: int, restarts: int) -> str:
+    def text(self, *, waiting: int, workers: int, restarts: int, batches: int) -> str:
         name = "windlass_requests_total"
         lines = [f"# HELP {name} Invocations, by the status of the answer.", f"# TYPE {name} counter"]
         lines += [f'{name}{{status="{status}"}} {count}' for status, count in sorted(self._statuses.items())]
@@ -60,6 +60,7 @@ class Metrics:
         for gauge, kind, value, help_text in (
             ("windlass_queue_length", "gauge", waiting, "Requests that wait."),
             ("windlass_workers", "gauge", workers, "Worker processes that can answer."),
+            ("windlass_batches_total", "counter", batches, "Batches that workers have answered."),
             ("windlass_worker_restarts_total", "counter", restarts, "Workers that died and were replaced."),
         ):
             lines += [f"# HELP {gauge} {help_text}", f"# TYPE {gauge} {kind}", f"{gauge} {value}"]

@@ -18,7 +18,7 @@ A caller that cannot use a late answer says so, and is refused at once when the 
 | SAGEMAKER_BIND_TO_PORT | 8080 | 0 takes a free one; the ``listening`` line says which |
 | WINDLASS_BIND_HOST | 0.0.0.0 | |
 | SAGEMAKER_MODEL_SERVER_WORKERS | 1 | processes that each hold the model and predict at once; they share the cores |
-| SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte; a worker that takes longer is replaced |
+| SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte; a worker that hangs is replaced |
 | SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT | application/json | for requests that accept anything |
 | WINDLASS_MAX_PAYLOAD_BYTES | 6291456 | SageMaker's own limit for real-time endpoints |
 | WINDLASS_QUEUE_SIZE | 100 | invocations that wait beyond those that run; more get a 503 |
@@ -180,13 +180,19 @@ class App:
                 return
             reply = Reply(b"use GET.\n", status=405, headers=[("allow", "GET")])
         elif path == "/metrics" and method == "GET":
-            text = self._metrics.text(self._pool.waiting, self._pool.alive, self._pool.restarts) if self._pool else ""
-            await self._send(send, Reply(text.encode(), "text/plain; version=0.0.4; charset=utf-8"))
+            await self._send(send, Reply(self._metrics_text().encode(), "text/plain; version=0.0.4; charset=utf-8"))
             return
         else:
             reply = Reply(b"not found. The paths are GET /ping, POST /invocations and GET /metrics.\n", status=404)
         self._log.event("request", method=method, path=path, status=reply.status, ms=0.0, inference_id=None)
         await self._send(send, reply)
+
+    def _metrics_text(self) -> str:
+        if (pool := self._pool) is None:
+            return self._metrics.text(waiting=0, workers=0, restarts=0, batches=0)
+        return self._metrics.text(
+            waiting=pool.waiting, workers=pool.alive, restarts=pool.restarts, batches=pool.batches_answered
+        )
 
     async def _ping(self, send: Send) -> None:
         reply = Reply(b"")
@@ -252,8 +258,7 @@ class App:
             f'"batch": {size}, "inference_id": {identity}}}'
         )
         if error:
-            identity = inference_id.decode("latin-1") if inference_id else None
-            self._log.fault("invocation failed", status=status, inference_id=identity, error=error)
+            self._log.fault("invocation failed", status=status, inference_id=json.loads(identity), error=error)
 
     def _refusal(self, error: BaseException, request: _Request) -> Reply | None:
         """What a request is answered that has no answer of the model's."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from windlass.runtime import wire
-from windlass.runtime.batching import Sizer, alike
+from windlass.runtime.batching import Batch, Batcher
 
 _TICK_SECONDS = 0.05
 _RESTART_SECONDS = (
@@ -134,7 +134,7 @@ class _Worker(asyncio.Protocol):
         self._pool, self.number = pool, number
         self.ready = False
         self.jobs: Sequence[Job] = ()
-        self.batch = 0
+        self.batch: Batch | None = None
         self.started = 0.0
         self.failure = ""
         self.ended = self.hung = False
@@ -155,13 +155,13 @@ class _Worker(asyncio.Protocol):
     async def connect(self) -> None:
         self._transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=self._ours)
 
-    def run(self, batch: int, jobs: Sequence[Job]) -> None:
+    def run(self, number: int, jobs: Sequence[Job], batch: Batch | None) -> None:
         self.jobs, self.batch = jobs, batch
         self.started = now = time.monotonic()
         size = len(jobs)
         for job in jobs:
             job.started, job.batch_size = now, size
-        self._transport.write(wire.pack(("run", batch, [(job.body, job.headers) for job in jobs])))
+        self._transport.write(wire.pack(("run", number, [(job.body, job.headers) for job in jobs])))
 
     def stop_stream(self) -> None:
         self._transport.write(wire.pack(("stop",)))
@@ -205,7 +205,7 @@ class _Worker(asyncio.Protocol):
                 stream, self._stream = self._stream, None
                 if stream:
                     stream.end(message[3])
-                self._pool.finished(self, message[2])
+                self._pool.finished(self)
             elif kind == "ready":
                 self.ready = True
                 self._pool.ready(self, batches=message[1])
@@ -225,7 +225,7 @@ class _Worker(asyncio.Protocol):
             elif answer.stream:
                 answer.stream.stop()
         if not streams:
-            self._pool.finished(self, seconds)
+            self._pool.finished(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         self.ended, self.ready = True, False
@@ -271,12 +271,11 @@ class Pool:
         self._waiting: deque[Job] = deque()
         self._idle: list[_Worker] = []
         self._count, self._numbers = workers, itertools.count()
-        self._batches = itertools.count(1)
-        self._sizer = Sizer(1)
+        self._batcher = Batcher(1)
         self._due: asyncio.Handle | None = None
         self._closing = False
         self._attempts = 0
-        self.restarts = 0
+        self.restarts = self.batches_answered = 0
         self._starting: set[asyncio.Task[None]] = set()
         self._workers: set[_Worker] = set()
         self._start()  # the first; when it has loaded the model, the others
@@ -319,7 +318,7 @@ class Pool:
 
     def _expected_seconds(self) -> float:
         """How long what waits will take."""
-        return self._sizer.request_seconds * len(self._waiting) / max(1, self.alive)
+        return self._batcher.request_seconds * len(self._waiting) / max(1, self.alive)
 
     def _retry_after(self) -> int:
         return max(1, math.ceil(self._expected_seconds()))
@@ -353,31 +352,36 @@ class Pool:
             if self._delay and len(self._waiting) < self._max_batch and now < oldest.queued + self._delay:
                 self._due = self._loop.call_later(oldest.queued + self._delay - now, self._dispatch)
                 return
-            self._idle.pop().run(next(self._batches), self._take())
+            worker = self._idle.pop()
+            worker.run(next(self._numbers), *self._take())
 
-    def _take(self) -> Sequence[Job]:
+    def _take(self) -> tuple[Sequence[Job], Batch | None]:
         waiting = self._waiting
-        if self._max_batch == 1 or len(waiting) == 1 or waiting[0].alone:
-            return [waiting.popleft()]
-        count = self._sizer.best(-(-len(waiting) // (len(self._idle) + 1)))  # the idle ones share what waits
-        if count >= len(waiting):
-            seen, left = list(waiting), []
-            waiting.clear()
-        else:
-            ahead = min(len(waiting), count * _LOOK_AHEAD)
-            first = [waiting.popleft() for _ in range(ahead)]
-            chosen = alike([len(job.body) for job in first], count)
-            seen = [first[index] for index in chosen]
-            picked = set(chosen)
-            left = [job for index, job in enumerate(first) if index not in picked]
+        if self._max_batch == 1 or waiting[0].alone:
+            return [waiting.popleft()], None
+        # Those that are past their time leave the queue here; those that run alone stay in it until they are the first.
         now = time.monotonic()
-        batch = [job for job in seen if not job.alone and not job.future.done() and job.deadline > now]
-        waiting.extendleft(reversed([*(job for job in seen if job.alone), *left]))
-        return batch
+        seen: list[Job] = []
+        kept: list[Job] = []
+        for _ in range(min(len(waiting), self._max_batch * _LOOK_AHEAD)):
+            job = waiting.popleft()
+            if job.alone:
+                kept.append(job)
+            elif not job.future.done() and job.deadline > now:
+                seen.append(job)
+        count = -(-(len(seen) + len(waiting)) // (len(self._idle) + 1))  # the idle workers share what waits
+        batch = self._batcher.choose([len(job.body) for job in seen], count)
+        picked = set(batch.positions)
+        kept += [job for index, job in enumerate(seen) if index not in picked]
+        waiting.extendleft(reversed(kept))
+        return [seen[index] for index in batch.positions], batch
 
-    def finished(self, worker: _Worker, seconds: float) -> None:
+    def finished(self, worker: _Worker) -> None:
         """A worker has answered its batch."""
-        self._sizer.observe(len(worker.jobs), seconds)
+        self.batches_answered += 1
+        if worker.batch:
+            # With the way there and back, which small batches pay more often than large ones.
+            self._batcher.observe(worker.batch, time.monotonic() - worker.started)
         worker.jobs, worker.started = (), 0.0
         self._idle.append(worker)
         if self._waiting and self._due is None:
@@ -396,7 +400,7 @@ class Pool:
         if not batches:
             self._max_batch = 1
         if not self.loaded.done():
-            self._sizer = Sizer(self._max_batch)
+            self._batcher = Batcher(self._max_batch)
             self.loaded.set_result(None)
             for _ in range(1, self._count):
                 self._start()

@@ -305,9 +305,9 @@ def test_what_fails_for_the_moment_is_tried_again(cloud: InProcess, events: Any)
 
 
 def test_pipelines_are_started_with_parameters_from_the_event(cloud: InProcess, events: Any) -> None:
-    started: list[tuple[str, list[dict[str, str]], str]] = []
+    started: list[tuple[str, dict[str, str], str]] = []
 
-    def start(arn: str, parameters: list[dict[str, str]], token: str) -> None:
+    def start(arn: str, parameters: dict[str, str], token: str) -> None:
         started.append((arn, parameters, token))
         if "gone" in arn:
             raise Fault("ResourceNotFound", "Pipeline gone does not exist.")
@@ -325,7 +325,7 @@ def test_pipelines_are_started_with_parameters_from_the_event(cloud: InProcess, 
         ],
     )
     send(cloud)
-    assert started[0][:2] == (arn, [{"Name": "Endpoint", "Value": "digits"}, {"Name": "Epochs", "Value": "5"}])
+    assert started[0][:2] == (arn, {"Endpoint": "digits", "Epochs": "5"})
     assert started[0][2] == started[1][2]
     (message,) = received_whole(cloud, "pipeline-dead")
     assert "does not exist" in message["MessageAttributes"]["ERROR_MESSAGE"]["StringValue"]

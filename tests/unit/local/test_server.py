@@ -199,7 +199,7 @@ class TestWhatIsNotImplemented:
         ("service", "operation", "arguments"),
         [
             ("sagemaker", "create_cluster", {"ClusterName": "x"}),
-            ("sagemaker", "list_processing_jobs", {}),
+            ("sagemaker", "list_auto_ml_jobs", {}),
             ("codebuild", "batch_get_fleets", {"names": ["x"]}),
             ("sns", "create_sms_sandbox_phone_number", {"PhoneNumber": "+1"}),
             ("s3", "get_bucket_analytics_configuration", {"Bucket": "x", "Id": "y"}),

