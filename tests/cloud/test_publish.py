@@ -122,7 +122,9 @@ def test_one_changed_layer_sends_the_chunks_around_it_also_when_all_moved(
 def test_a_broken_upload_goes_on_where_it_was(
     rig: Rig, wire: Wire, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "_WORKERS", 1)  # one part after another, so that the first is there when the wire is cut
+    monkeypatch.setattr(
+        publish, "_WORKERS", 1
+    )  # one part after another, so that the first is there when the wire is cut
     bundle = artifact.build(model)
     wire.cut_after(15 * MIB)
     with pytest.raises(ServiceError, match="Publishing to"):
