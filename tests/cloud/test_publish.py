@@ -123,7 +123,8 @@ def test_a_broken_upload_goes_on_where_it_was(
     rig: Rig, wire: Wire, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = artifact.build(model)
-    monkeypatch.setattr(publish, "_WORKERS", 1)  # one part after the other: the first has arrived when the second breaks
+    # One part after the other: the first has arrived when the second breaks.
+    monkeypatch.setattr(publish, "_WORKERS", 1)
     wire.cut_after(15 * MIB)
     with pytest.raises(ServiceError, match="Publishing to"):
         put(rig, bundle)
