@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+FOREIGN := $(VENV)/foreign/awscli/.installed $(VENV)/foreign/sagemaker/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format templates bench clean
+.PHONY: help setup foreign demo test check format templates bench clean
 
 help: ## List every target
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
 	  { echo "Windlass needs Python 3.11 to 3.14: make PYTHON=/path/to/python3.11 setup"; rm -rf $(VENV); exit 1; }
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	@touch $@
+
+foreign: $(FOREIGN) ## Install the AWS CLI and the official SageMaker SDK, which some tests run
+
+# Each in an environment of its own, as their dependencies would fight with ours.
+$(VENV)/foreign/%/.installed: tests/conformance/%.txt | $(STAMP)
+	@rm -rf $(@D)
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --only-binary :all: --requirement $<
 	@touch $@
 
 demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine

@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
+from tests.conformance.shapes import watch
 from windlass import foundation as foundations
 from windlass.local import LocalCloud
 
@@ -24,6 +25,17 @@ TRUST = {
         {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"},
     ],
 }
+
+
+VIOLATIONS: list[str] = []
+"""What the rigs' clients were answered and AWS would not have."""
+
+
+@pytest.fixture(autouse=True)
+def every_answer_fits_its_service_model() -> Iterator[None]:
+    VIOLATIONS.clear()
+    yield
+    assert VIOLATIONS == []
 
 
 @dataclass
@@ -53,6 +65,7 @@ class Rig:
                 aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
                 aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
             )
+            watch(self._clients[service], VIOLATIONS.append)
         return self._clients[service]
 
     def unique(self, prefix: str) -> str:

@@ -37,6 +37,7 @@ def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # kill -USR1: what every thread is at, into server.log
     state = options.state.resolve()
 
+    from windlass.errors import WindlassError
     from windlass.local.server import Server, claimed, write_record
 
     try:
@@ -62,6 +63,9 @@ def main() -> int:
         sys.stderr.write(
             f"Another local cloud uses the state folder {state}. End it (windlass local down), or choose another folder.\n"
         )
+        return 1
+    except WindlassError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     except (OSError, sqlite3.Error) as error:
         what = (

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +40,16 @@ class Cloud:
     def __init__(self, state: Path, url: str, clock: Clock | None = None, speed: float = 1) -> None:
         # Late, because the parts import this module.
         from windlass.local.alarms import AlarmEngine
+        from windlass.local.bodies import Folder
         from windlass.local.cloudwatch import MetricStore
+        from windlass.local.database import Database
         from windlass.local.events import EventBus, pipeline_target
         from windlass.local.hosting import Hosting
         from windlass.local.jobs import TrainingJobs
         from windlass.local.pipelines import Pipelines
         from windlass.local.processing import ProcessingJobs
         from windlass.local.registry import Registry
+        from windlass.local.snapshot import Snapshot
         from windlass.local.transform import TransformJobs
         from windlass.local.tuning import TuningJobs
 
@@ -53,11 +58,14 @@ class Cloud:
         self.url = url
         self.clock: Clock = clock or SystemClock()
         self.pace = Pace(self.clock, speed)
+        self.database = Database(state / "state.sqlite")
+        self.snapshot = Snapshot(state / "services.pickle")
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
+        self.bodies = Folder(state / "s3")
         self.keeper = Keeper()
         # A minute of an alarm may be shorter than a real one.
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock, 60 if speed == 1 else 0.01)
-        self.events = EventBus(self.clock, self.pace)
+        self.events = EventBus(self.clock, self.pace, self.snapshot.touch)
         self.alarms = AlarmEngine(self.metrics, self.events, self.clock, self.pace, state / "alarms.json")
         self.events.support("lambda", lambda *given: self.functions.target(*given))
         self.alarms.support("autoscaling", lambda *given: self.scaling.act(*given))
@@ -70,6 +78,38 @@ class Cloud:
         self.tuning = TuningJobs(self)
         self.pipelines = Pipelines(self)
         self.events.support("sagemaker", pipeline_target(self.pipelines.start))
+
+    def restore(self, extend: Callable[[str], None]) -> None:
+        """Put back what an earlier server left in the state folder, and go on from there. Before the first request.
+
+        Args:
+            extend: puts our part of a service, by moto's name, in moto's place.
+
+        Raises:
+            StateUnreadable: other versions wrote it.
+        """
+        from windlass.local import s3
+
+        for leftover in ("jobs", "endpoints"):  # of processes that are no more
+            shutil.rmtree(self.state / leftover, ignore_errors=True)
+        self.snapshot.load(extend)
+        s3.restore(self)
+        self.tags |= self.database.table("tags").items()
+        self.registry.restore()
+        self.events.restore()
+        self.jobs.restore()
+        self.hosting.restore()
+        self.snapshot.start()
+
+    def tag(self, arn: str, tags: dict[str, str] | None) -> None:
+        """Replace the tags of a SageMaker resource; None: it is gone."""
+        table = self.database.table("tags")
+        if tags is None:
+            self.tags.pop(arn.lower(), None)
+            table.delete(arn.lower())
+        else:
+            self.tags[arn.lower()] = tags
+            table.save(arn.lower(), tags)
 
     @functools.cached_property
     def functions(self) -> Functions:
@@ -109,10 +149,12 @@ class Cloud:
             self.scaling.reset()
         self.keeper.kill_all()
         self.tags.clear()
+        self.bodies.sweep(set())
         self.registry.reset()
         self.alarms.reset()
         self.events.reset()
         self.metrics.reset()
+        self.database.clear()
 
     def close(self) -> None:
         """End every child and thread."""
@@ -128,6 +170,8 @@ class Cloud:
         self.alarms.close()
         self.events.close()
         self.metrics.close()
+        self.snapshot.close()
+        self.database.close()
 
 
 def client_environment(url: str, region: str) -> dict[str, str]:

@@ -81,13 +81,16 @@ class EventBus:
     Args:
         clock: the time of events that come without one.
         pace: what schedules and pauses between attempts go by; by default the clock.
+        delivered: is called after each delivery.
 
     Attributes:
         agenda: what is to be delivered later.
     """
 
-    def __init__(self, clock: Clock | None = None, pace: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
+    def __init__(
+        self, clock: Clock | None = None, pace: Clock | None = None, delivered: Callable[[], None] = lambda: None
+    ) -> None:
+        self._clock, self._delivered = clock or SystemClock(), delivered
         self.pace: Clock = pace or self._clock
         self.agenda = Agenda(self.pace, self.later)
         self._schedules: dict[tuple[str, str, str], object] = {}
@@ -231,6 +234,13 @@ class EventBus:
         self._schedules[key] = mark
         self._arm(key, mark, schedule, self.pace.now())
 
+    def restore(self) -> None:
+        """Go on with the schedules of the rules that an earlier server had."""
+        for account, region, backend in events_backends.iter_backends():
+            for rule in backend.event_buses["default"].rules.values():
+                if rule.scheduled_expression:
+                    self.schedule(account, region, rule.name, Schedule.parse(rule.scheduled_expression))
+
     def _arm(self, key: tuple[str, str, str], mark: object, schedule: Schedule, after: float) -> None:
         due = schedule.next_after(after)
         if due is not None:
@@ -311,6 +321,7 @@ class EventBus:
         while (work := self._work.get()) is not None:
             try:
                 work()
+                self._delivered()
             except Exception:
                 # One bad delivery must not end the deliveries after it.
                 log.exception("A delivery failed inside the local cloud")

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ _REFUSED_IN_CONFIG = (
 _REFUSED_IN_VARIANT = ("ServerlessConfig", "ManagedInstanceScaling", "InstancePools", "CapacityReservationConfig")
 
 
+_SAVED = ("region", "name", "arn", "status", "created", "modified", "failure", "deployment")
+
+
 @dataclass
 class Record:
     """A model or an endpoint config: a name and what was asked for."""
@@ -78,6 +81,7 @@ class Deployed:
     fleet: Fleet
     capture: Capture | None
     since: datetime
+    models: dict[str, Model] = field(default_factory=dict)
 
 
 @dataclass
@@ -122,10 +126,46 @@ class Hosting:
         self._models: dict[tuple[str, str], Model] = {}
         self._configs: dict[tuple[str, str], Record] = {}
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
+        self._saved_models = cloud.database.table("models")
+        self._saved_configs = cloud.database.table("endpoint-configs")
+        self._saved_endpoints = cloud.database.table("endpoints")
         self._deployments = itertools.count(1)
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
         self._flusher: threading.Thread | None = None
+
+    # -- what outlives a restart --------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Put back what an earlier server saved, and start its endpoints again.
+
+        That is maintenance as SageMaker does it, so meanwhile they are SystemUpdating.
+        """
+        for key, record in self._saved_models.items():
+            self._models[_split(key)] = Model(**record)
+        for key, record in self._saved_configs.items():
+            self._configs[_split(key)] = Record(**record)
+        for key, record in self._saved_endpoints.items():
+            if record["status"] == "Deleting":
+                self._saved_endpoints.delete(key)
+                continue
+            config, properties = Record(**record.pop("config")), record.pop("properties")
+            models = {name: Model(**model) for name, model in record.pop("models").items()}
+            endpoint = self._endpoints[_split(key)] = Endpoint(**record)
+            endpoint.pending = self._prepare(endpoint, config, properties, models)
+            if endpoint.status != "Failed":
+                endpoint.status = "Creating" if endpoint.status == "Creating" else "SystemUpdating"
+                self._spawn(endpoint, self._bring_up)
+
+    def _save(self, endpoint: Endpoint) -> None:
+        """Keep what a later server is to know. It goes on with the config that is live, as after a rollback."""
+        kept = endpoint.live or endpoint.pending
+        if self._closing.is_set() or kept is None:
+            return  # what happens to an endpoint now is not its own doing
+        record = {name: getattr(endpoint, name) for name in _SAVED}
+        models = {name: asdict(model) for name, model in kept.models.items()}
+        record |= {"config": asdict(kept.config), "properties": kept.properties, "models": models}
+        self._saved_endpoints.save(f"{endpoint.region}/{endpoint.name}", record)
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -149,7 +189,8 @@ class Hosting:
             arn = _arn(region, "model", name)
             if (region, name) in self._models:
                 raise Fault("ValidationException", f'Cannot create already existing model "{arn}".')
-            self._models[region, name] = Model(name, arn, self._now(), _kept(request), container)
+            model = self._models[region, name] = Model(name, arn, self._now(), _kept(request), container)
+            self._saved_models.save(f"{region}/{name}", asdict(model))
         return {"ModelArn": arn}
 
     def describe_model(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,6 +217,7 @@ class Hosting:
         with self._changed:
             model = self._model(region, request["ModelName"])
             del self._models[region, model.name]
+            self._saved_models.delete(f"{region}/{model.name}")
 
     def model(self, region: str, name: str) -> Model:
         """The model of that name; raises AWS's error when there is none."""
@@ -207,7 +249,8 @@ class Hosting:
             arn = _arn(region, "endpoint-config", name)
             if (region, name) in self._configs:
                 raise Fault("ValidationException", f'Cannot create already existing endpoint configuration "{arn}".')
-            self._configs[region, name] = Record(name, arn, self._now(), stored)
+            config = self._configs[region, name] = Record(name, arn, self._now(), stored)
+            self._saved_configs.save(f"{region}/{name}", asdict(config))
         return {"EndpointConfigArn": arn}
 
     def describe_endpoint_config(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,6 +277,7 @@ class Hosting:
         with self._changed:
             config = self._config(region, request["EndpointConfigName"])
             del self._configs[region, config.name]
+            self._saved_configs.delete(f"{region}/{config.name}")
 
     # -- endpoints ----------------------------------------------------------------------------------------------------
 
@@ -251,6 +295,7 @@ class Hosting:
             )
             endpoint.pending = self._prepare(endpoint, config, config.request)
             self._endpoints[region, name] = endpoint
+            self._save(endpoint)
         self._announce(endpoint)
         self._spawn(endpoint, self._bring_up)
         return {"EndpointArn": arn}
@@ -524,11 +569,19 @@ class Hosting:
             self._threads.discard(thread)
             fail(error)
 
-    def _prepare(self, endpoint: Endpoint, config: Record, properties: dict[str, Any]) -> Deployed:
+    def _prepare(
+        self,
+        endpoint: Endpoint,
+        config: Record,
+        properties: dict[str, Any],
+        known: Mapping[str, Model] | None = None,
+    ) -> Deployed:
+        """A deployment of that config. `known`: its models, which may have been deleted since."""
         region, name = endpoint.region, endpoint.name
-        specs = []
+        specs, models = [], {}
         for variant in properties["ProductionVariants"]:
-            model = self._model(region, variant["ModelName"])
+            wanted = variant["ModelName"]
+            model = models[wanted] = known[wanted] if known else self._model(region, wanted)
             specs.append(
                 VariantSpec(
                     name=variant["VariantName"],
@@ -558,7 +611,7 @@ class Hosting:
         if settings := properties.get("DataCaptureConfig"):
             settings = {**settings, "DestinationS3Uri": containers.s3_uri(settings["DestinationS3Uri"])}
             capture = Capture(settings, name, storage.write)
-        return Deployed(config, properties, fleet, capture, self._now())
+        return Deployed(config, properties, fleet, capture, self._now(), models)
 
     def _watch(self, endpoint: Endpoint, variant: str, child: Child, folder: Path) -> None:
         dimensions = {"EndpointName": endpoint.name, "VariantName": variant}
@@ -687,6 +740,10 @@ class Hosting:
 
     def _become(self, endpoint: Endpoint, status: str) -> None:
         endpoint.status, endpoint.modified = status, self._now()
+        if status == "Deleted":
+            self._saved_endpoints.delete(f"{endpoint.region}/{endpoint.name}")
+        else:
+            self._save(endpoint)
         self._changed.notify_all()
 
     def _announce(self, endpoint: Endpoint) -> None:
@@ -770,6 +827,11 @@ class HostingOperations:
 
 def _internal(error: Exception) -> str:
     return f"Internal failure of the local cloud: {type(error).__name__}: {error}"
+
+
+def _split(key: str) -> tuple[str, str]:
+    region, _, name = key.partition("/")
+    return region, name
 
 
 def _unsupported(what: str) -> Fault:

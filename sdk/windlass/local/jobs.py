@@ -80,6 +80,24 @@ MESSAGES = {
     "MaxWaitTimeExceeded": "The job stopped because it exceeded the maximum allowed wait time.",
 }
 
+SAVED = (
+    "request",
+    "region",
+    "created",
+    "status",
+    "secondary",
+    "transitions",
+    "modified",
+    "started",
+    "ended",
+    "failure",
+    "trained",
+    "exceeded",
+    "metrics",
+)
+INTERRUPTED = (
+    "InternalServerError: The local cloud ended while the job was running. Create it again under another name."
+)
 ECHOED = (
     "TrainingJobName",
     "TuningJobArn",
@@ -240,12 +258,29 @@ class TrainingJobs:
         self._memory_bytes = memory_bytes
         self._layers = layers or Environments(cloud.keeper)
         self._jobs: dict[tuple[str, str], TrainingJob] = {}
+        self._saved = cloud.database.table("training-jobs")
+        self._closing = False
         self._waiting: deque[TrainingJob] = deque()
         self._running: dict[str, TrainingJob] = {}
         self._ports: set[int] = set()
         self._created = 0
         self._change = threading.RLock()
         self._said_bare = False
+
+    def restore(self) -> None:
+        """Put back the jobs of an earlier server. What it did not finish has failed."""
+        for record in self._saved.values():
+            region, name = record["region"], record["request"]["TrainingJobName"]
+            job = TrainingJob(folder=self._cloud.state / "jobs" / region / name, **record)
+            self._jobs[region, name.lower()] = job
+            if job.status not in TERMINAL:
+                self._finish(job, "Failed", "Failed", INTERRUPTED)
+            job.done.set()
+
+    def _save(self, job: TrainingJob) -> None:
+        """Keep what a later server is to know. Called with every change that a client can see."""
+        if not self._closing:  # what happens to a job after that is not its own doing
+            self._saved.save(f"{job.region}/{job.name.lower()}", {name: getattr(job, name) for name in SAVED})
 
     # The operations
 
@@ -295,8 +330,10 @@ class TrainingJobs:
                 "EnableManagedSpotTraining": job.spot,
                 "ProfilingStatus": "Disabled",
             }
+            # Required by the service model, so that strict clients miss it while the job runs.
+            done = job.status in TERMINAL and job.status != "Failed"
+            answer["ModelArtifacts"] = {"S3ModelArtifacts": job.artifact if done else ""}
             if job.status in TERMINAL:
-                answer["ModelArtifacts"] = {"S3ModelArtifacts": job.artifact if job.status != "Failed" else ""}
                 answer["TrainingTimeInSeconds"] = answer["BillableTimeInSeconds"] = math.ceil(job.trained) or None
             if job.metrics:
                 answer["FinalMetricDataList"] = list(job.metrics.values())
@@ -375,10 +412,12 @@ class TrainingJobs:
         self.close()
         with self._change:
             self._jobs.clear()
+            self._closing = False
 
     def close(self) -> None:
         """End every job at once."""
         with self._change:
+            self._closing = True
             self._waiting.clear()
             unfinished = [job for job in self._jobs.values() if not job.done.is_set()]
             for job in unfinished:
@@ -832,6 +871,7 @@ class TrainingJobs:
             job.transitions[-1]["EndTime"] = job.modified
             if job.patience:
                 job.patience.cancel()
+            self._save(job)
 
     def _move(self, job: TrainingJob, secondary: str) -> None:
         now = self._now()
@@ -839,6 +879,7 @@ class TrainingJobs:
             job.transitions[-1]["EndTime"] = now
         job.secondary, job.modified = secondary, now
         job.transitions.append({"Status": secondary, "StartTime": now, "StatusMessage": MESSAGES[secondary]})
+        self._save(job)
         self._cloud.events.put(
             job.region,
             {

@@ -25,6 +25,7 @@ from moto.logs.models import LogsBackend, logs_backends
 
 from windlass.local.events import json_path
 from windlass.local.faults import Fault
+from windlass.local.logs import StoredStream
 from windlass.local.metric_store import Datum, Metric, MetricStore
 from windlass.local.statistics import UNITS
 
@@ -372,7 +373,7 @@ def embedded(line: str, now: float) -> Iterator[Datum]:
 # --- in moto's place ---------------------------------------------------------------------------------------------------------
 
 
-class LocalLogStream(models.LogStream):  # type: ignore[misc]
+class LocalLogStream(StoredStream):
     """moto's record, which tells the metrics what it gets."""
 
     metrics: ClassVar[MetricStore]
@@ -413,6 +414,8 @@ class LocalLogsBackend(LogsBackend):  # type: ignore[misc]
 
 def register(metrics: MetricStore) -> None:
     """Look at every line from now on. Before the first log group is made."""
-    models.LogStream = type("LogStream", (LocalLogStream,), {"metrics": metrics})
+    # Not on a class of this cloud's own: a snapshot finds the classes of what it holds by name.
+    LocalLogStream.metrics = metrics
+    models.LogStream = LocalLogStream
     logs_backends.backend = LocalLogsBackend
     logs_backends.clear()

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+from moto.logs import models
+
+from windlass.local import cloud as clouds
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 
@@ -43,6 +48,38 @@ class LogStream:
         from moto.logs.models import logs_backends
 
         return logs_backends[ACCOUNT][self._region]
+
+
+class StoredStream(models.LogStream):  # type: ignore[misc]
+    """moto's log stream, whose events are rows in the database: there may be millions, and none ever changes."""
+
+    def __init__(self, log_group: Any, name: str) -> None:
+        super().__init__(log_group, name)
+        self.id = uuid.uuid4().hex
+        clouds.current().snapshot.touch()
+
+    def put_log_events(self, log_events: list[dict[str, Any]]) -> str:
+        token: str = super().put_log_events(log_events)
+        ingested = int(self.last_ingestion_time.timestamp() * 1000)
+        rows = [(self.id, ingested, event["timestamp"], event["message"]) for event in log_events]
+        clouds.current().database.write(
+            ("INSERT INTO log_events (stream, ingested, at, message) VALUES (?, ?, ?, ?)", rows)
+        )
+        return token
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "events"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        rows = clouds.current().database.read(
+            "SELECT ingested, at, message FROM log_events WHERE stream = ? ORDER BY id", (self.id,)
+        )
+        self.events = [
+            models.LogEvent(ingested, {"timestamp": at, "message": message}) for ingested, at, message in rows
+        ]
+        if rows:
+            self.last_ingestion_time = datetime.fromtimestamp(rows[-1][0] / 1000, UTC).replace(tzinfo=None)
 
 
 def follow(fd: int, take: Callable[[str], None]) -> None:

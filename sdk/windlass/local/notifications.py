@@ -130,5 +130,6 @@ def _as_function_sees_it(notification: dict[str, Any]) -> dict[str, Any]:
 
 def register(events: EventBus, invoke: Invoke) -> None:
     """Put our subscriptions in the place of moto's, before the first is made."""
-    parts = {"events": events, "invoke": staticmethod(invoke)}
-    models.Subscription = type("Subscription", (LocalSubscription,), parts)
+    # Not on a class of this cloud's own: a snapshot finds the classes of what it holds by name.
+    LocalSubscription.events, LocalSubscription.invoke = events, staticmethod(invoke)
+    models.Subscription = LocalSubscription

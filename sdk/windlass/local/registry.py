@@ -78,6 +78,15 @@ class Registry:
         self._groups: dict[str, dict[str, Any]] = {}
         self._packages: dict[str, dict[str, Any]] = {}
         self._newest: dict[str, int] = {}  # group -> its highest version ever: numbers are never used twice
+        self._saved_groups = cloud.database.table("model-package-groups")
+        self._saved_packages = cloud.database.table("model-packages")
+        self._saved_newest = cloud.database.table("model-package-versions")
+
+    def restore(self) -> None:
+        """Put back what an earlier server saved."""
+        self._groups |= self._saved_groups.items()
+        self._packages |= self._saved_packages.items()
+        self._newest |= {key: record["newest"] for key, record in self._saved_newest.items()}
 
     def create_group(self, region: str, params: Mapping[str, Any]) -> str:
         name = params["ModelPackageGroupName"]
@@ -93,6 +102,7 @@ class Registry:
                 "CreatedBy": {"UserProfileName": "local"},
                 "ModelPackageGroupStatus": "Completed",
             }
+            self._saved_groups.save(arn.lower(), self._groups[arn.lower()])
         return arn
 
     def group(self, region: str, name: str) -> dict[str, Any]:
@@ -114,6 +124,7 @@ class Registry:
                     "ConflictException", f"Model Package Group {arn} cannot be deleted: it holds model packages."
                 )
             del self._groups[group["ModelPackageGroupArn"].lower()]
+            self._saved_groups.delete(group["ModelPackageGroupArn"].lower())
 
     def create(self, region: str, params: Mapping[str, Any]) -> str:
         name, group_name = params.get("ModelPackageName"), params.get("ModelPackageGroupName")
@@ -127,6 +138,7 @@ class Registry:
                 group = self.group(region, group_name)
                 key = group["ModelPackageGroupArn"].lower()
                 version = self._newest[key] = self._newest.get(key, 0) + 1
+                self._saved_newest.save(key, {"newest": version})
                 record |= {"ModelPackageGroupName": group["ModelPackageGroupName"], "ModelPackageVersion": version}
                 record |= {"ModelApprovalStatus": "PendingManualApproval"}
                 arn = _arn(region, "model-package", f"{group['ModelPackageGroupName']}/{version}")
@@ -144,6 +156,7 @@ class Registry:
             }
             record |= {member: copy.deepcopy(params[member]) for member in _KEPT if params.get(member) is not None}
             self._packages[arn.lower()] = record
+            self._saved_packages.save(arn.lower(), record)
         return arn
 
     def package(self, region: str, name: str) -> dict[str, Any]:
@@ -176,12 +189,14 @@ class Registry:
                 ]
             record["LastModifiedTime"] = self._now()
             record["LastModifiedBy"] = {"UserProfileName": "local"}
+            self._saved_packages.save(str(record["ModelPackageArn"]).lower(), record)
             return str(record["ModelPackageArn"])
 
     def delete(self, region: str, name: str) -> str:
         with self._lock:
             arn = str(self.package(region, name)["ModelPackageArn"])
             del self._packages[arn.lower()]
+            self._saved_packages.delete(arn.lower())
         return arn
 
     def reset(self) -> None:

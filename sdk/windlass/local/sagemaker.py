@@ -41,14 +41,15 @@ class TagOperations:
     region: str
 
     def add_tags(self) -> ActionResult:
-        tags = _tags_of(self.params["ResourceArn"])
-        tags |= {tag["Key"]: tag["Value"] for tag in self.params["Tags"]}
+        arn = self.params["ResourceArn"]
+        tags = _tags_of(arn) | {tag["Key"]: tag["Value"] for tag in self.params["Tags"]}
+        clouds.current().tag(arn, tags)
         return ActionResult({"Tags": _as_list(tags)})
 
     def delete_tags(self) -> ActionResult:
-        tags = _tags_of(self.params["ResourceArn"])
-        for key in self.params["TagKeys"]:
-            tags.pop(key, None)
+        arn = self.params["ResourceArn"]
+        kept = {key: value for key, value in _tags_of(arn).items() if key not in self.params["TagKeys"]}
+        clouds.current().tag(arn, kept)
         return EmptyResult()
 
     def list_tags(self) -> ActionResult:
@@ -91,9 +92,9 @@ class SageMakerResponse(*PARTS, MotoResponse):  # type: ignore[misc]
         if action.startswith("Create"):
             for member, arn in result.items():
                 if member.endswith("Arn"):
-                    clouds.current().tags[arn.lower()] = {t["Key"]: t["Value"] for t in self.params.get("Tags") or []}
+                    clouds.current().tag(arn, {t["Key"]: t["Value"] for t in self.params.get("Tags") or []})
         elif action.startswith("Delete") and action != "DeleteTags":
-            clouds.current().tags.pop(self._arn_of_deleted(action).lower(), None)
+            clouds.current().tag(self._arn_of_deleted(action), None)
         return ActionResult(_prune(result)) if result else answer
 
     def _arn_of_deleted(self, action: str) -> str:

@@ -34,7 +34,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import ThreadedWSGIServer
 
 from windlass.local import cloud as clouds
-from windlass.local import cloudwatch
+from windlass.local import cloudwatch, s3
+from windlass.local.bodies import Body, Refused
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
 
@@ -49,6 +50,7 @@ GET /_windlass/health
 POST /_windlass/stop
 POST /_windlass/training-jobs/NAME/interrupt?capacity_after_seconds=0
 """
+_READS = ("Describe", "List", "Get", "BatchGet", "Filter", "Query", "Scan", "Lookup", "Test")
 NOT_IMPLEMENTED = "UnknownOperationException"
 
 
@@ -77,8 +79,15 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
                 return _answer(start_response, 200, *done, [("x-amzn-RequestId", str(uuid.uuid4()))])
             if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
                 self.cloud.reset()
+            service = _service(environ)
+            if service == "s3":
+                return s3.serve(super().__call__, environ, start_response)  # saves by itself
             answer: Iterable[bytes] = super().__call__(environ, start_response)
+            if service != "sagemaker" and not _only_reads(environ):
+                self.cloud.snapshot.touch()
             return answer
+        except Refused as refusal:
+            return _fault(environ, start_response, 400, refusal.code, refusal.message)
         except NotImplementedError as error:
             # moto's answer would be an HTML page with status 500, which botocore retries.
             log.info("Refused %s: %s", _operation(environ), error)
@@ -135,6 +144,7 @@ class Server:
         self.cloud = clouds.Cloud(state, self.url, clock, speed)
         clouds.install(self.cloud)
         _extend_moto(self.cloud)
+        self.cloud.restore(_extend_late)
         self._http = _HttpServer(host, listener, Application(self.cloud, self.stop))
 
     def run(self) -> None:
@@ -209,8 +219,13 @@ class _Handler(MotoRequestHandler):  # type: ignore[misc]
             answer = self.server.app(environ, start_response)
             # A whole body in one piece gets a length; what streams is sent as it comes.
             length = sum(map(len, answer)) if isinstance(answer, list | tuple) else None
-            for data in answer:
-                self._send(started[0], started[1], data, environ["REQUEST_METHOD"], length)
+            if isinstance(answer, Body):
+                self._send(started[0], started[1], b"", environ["REQUEST_METHOD"], len(answer))
+                self.wfile.flush()
+                answer.send(self.connection)
+            else:
+                for data in answer:
+                    self._send(started[0], started[1], data, environ["REQUEST_METHOD"], length)
             if not self._sent:
                 self._send(started[0], started[1], b"", environ["REQUEST_METHOD"], length or 0)
             if self._chunking:
@@ -270,6 +285,11 @@ class _Body:
         self._left -= len(data)
         return data
 
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        count: int = self._stream.readinto(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
     def readline(self, size: int = -1) -> bytes:
         data: bytes = self._stream.readline(self._left if size is None or size < 0 else min(size, self._left))
         self._left -= len(data)
@@ -292,6 +312,12 @@ class _Body:
 
 def _create_app(service: str) -> Any:
     """moto makes one application for each service, at its first request."""
+    _extend_late(service)
+    return create_backend_app(service)
+
+
+def _extend_late(service: str) -> None:
+    """Put our part of that service in moto's place: those that take a while to load wait until somebody needs them."""
     if service in ("lambda", "awslambda", "cloudformation"):
         from windlass.local import functions
 
@@ -302,7 +328,6 @@ def _create_app(service: str) -> Any:
         scaling.register(clouds.current().scaling)
     if service == "cloudformation":
         import windlass.local.cloudformation  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
-    return create_backend_app(service)
 
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
@@ -310,6 +335,7 @@ def _extend_moto(cloud: clouds.Cloud) -> None:
     from windlass.local import bucket_policy, notifications, sagemaker
 
     bucket_policy.register()
+    s3.register()
     notifications.register(cloud.events, lambda *given: cloud.functions.deliver(*given))
     cloudwatch.register(cloud)
     sagemaker.register(cloud)
@@ -338,6 +364,14 @@ def _operation(environ: Environ) -> str:
     if target := environ.get("HTTP_X_AMZ_TARGET"):
         return str(target)
     return f"{_service(environ)} {environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')}"
+
+
+def _only_reads(environ: Environ) -> bool:
+    """Whether it surely changes nothing that the snapshot holds. The query protocol names its operation in the body only."""
+    if environ["REQUEST_METHOD"] in ("GET", "HEAD", "OPTIONS"):
+        return True
+    operation = environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2] or environ["PATH_INFO"].rpartition("/")[2]
+    return operation.startswith(_READS) or operation in ("PutMetricData", "PutLogEvents")  # those are rows in SQLite
 
 
 def _service(environ: Environ) -> str:

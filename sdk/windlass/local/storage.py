@@ -6,11 +6,14 @@ storage.write("s3://bucket/model.tar.gz", Path("model.tar.gz"))
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from windlass.local.bodies import Body
 from windlass.local.cloud import ACCOUNT
+
+if TYPE_CHECKING:
+    from windlass.local.s3 import Key
 
 
 class Missing(LookupError):
@@ -63,12 +66,18 @@ def version(uri: str) -> str:
     return f"{found.last_modified.isoformat()} {found.size}"
 
 
+def open_body(uri: str) -> Body:
+    """The object, to be read in parts. Raises Missing, NoBucket."""
+    return _object(uri).open()
+
+
 def write(uri: str, body: bytes | Path) -> None:
     """Create or replace an object. Raises NoBucket."""
     bucket, key = split(uri)
     if not bucket_exists(uri):
         raise NoBucket(uri)
-    _backend().put_object(bucket, key, body.read_bytes() if isinstance(body, Path) else body)
+    _backend().put_object(bucket, key, Body.of(body) if isinstance(body, Path) else body)
+    _backend().save_objects()
 
 
 def keys(prefix: str) -> list[str]:
@@ -82,11 +91,10 @@ def keys(prefix: str) -> list[str]:
 
 def download(uri: str, dest: Path) -> None:
     """One object into a file. Raises Missing, NoBucket."""
-    found = _object(uri)
+    body = open_body(uri)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with found.lock, dest.open("wb") as file:
-        found._value_buffer.seek(0)
-        shutil.copyfileobj(found._value_buffer, file, 1 << 20)
+    with dest.open("wb", buffering=0) as file:
+        body.copy_into(file)
 
 
 def download_prefix(prefix: str, dest: Path) -> list[Path]:
@@ -119,11 +127,11 @@ def _backend() -> Any:
     return s3_backends[ACCOUNT]["aws"]
 
 
-def _object(uri: str) -> Any:
+def _object(uri: str) -> Key:
     bucket, key = split(uri)
     if not bucket_exists(uri):
         raise NoBucket(uri)
-    found = _backend().get_object(bucket, key)
+    found: Key | None = _backend().get_object(bucket, key)
     if found is None:
         raise Missing(uri)
     return found

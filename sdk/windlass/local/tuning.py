@@ -400,7 +400,7 @@ class TuningJobs(Jobs[TuningJob]):
         child = Child(name, definition, trial)
         self._children[job.region, name] = (job, child)
         arn = self.cloud.jobs.create(job.region, _request(definition, name, trial.values, job.arn))
-        self.cloud.tags[arn.lower()] = dict(self.cloud.tags.get(job.arn.lower(), {}))
+        self.cloud.tag(arn, dict(self.cloud.tags.get(job.arn.lower(), {})))
         job.family.append(child)
         threading.Thread(target=self._watch, args=(job, child), name=f"watch-{name}", daemon=True).start()
         return True

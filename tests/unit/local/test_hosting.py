@@ -19,6 +19,7 @@ from moto.s3.models import s3_backends
 from windlass.local import hosting, storage
 from windlass.local.capture import Capture
 from windlass.local.cloud import ACCOUNT
+from windlass.local.database import Database
 from windlass.local.faults import Fault
 from windlass.local.hosting import Hosting
 from windlass.local.metric_store import MetricStore
@@ -102,6 +103,7 @@ class Cloud:
         self.alarms = Alarms()
         self.events = Events()
         self.keeper = Keeper()
+        self.database = Database(state / "state.sqlite")
         self.metrics = MetricStore(state / "metrics.sqlite", self.clock)
         self.packages: dict[str, Any] = {}
         self.registry = self
@@ -121,6 +123,7 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
     yield cloud
     cloud.hosting.close()
     cloud.keeper.close()
+    cloud.database.close()
     cloud.metrics.close()
     s3_backends.reset()
 

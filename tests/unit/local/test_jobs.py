@@ -22,6 +22,7 @@ from tests.unit.local.test_environments import wheel
 from windlass.local import jobs, quotas, storage
 from windlass.local.clock import SystemClock
 from windlass.local.cloud import ACCOUNT
+from windlass.local.database import Database
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.jobs import TrainingJobs
@@ -60,6 +61,7 @@ class SmallCloud:
         self.state = state
         self.clock = SystemClock()
         self.keeper = Keeper()
+        self.database = Database(state / "state.sqlite")
         self.metrics = Metrics()
         self.events = Events()
 
@@ -73,6 +75,7 @@ def cloud(tmp_path: Path) -> Iterator[SmallCloud]:
     cloud = SmallCloud(tmp_path)
     yield cloud
     cloud.keeper.close()
+    cloud.database.close()
     BackendDict.reset()
 
 
