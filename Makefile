@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
 	  { echo "Windlass needs Python 3.11 to 3.14: make PYTHON=/path/to/python3.11 setup"; rm -rf $(VENV); exit 1; }
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,local,tune,infra,dev]'
 	@touch $@
 
 foreign: $(FOREIGN) ## Install the AWS CLI and the official SageMaker SDK, which some tests run
