@@ -34,7 +34,7 @@ $(VENV)/foreign/%/.installed: tests/conformance/%.txt | $(STAMP)
 demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine
 	$(BIN)/windlass local run -- $(BIN)/python examples/digits/demo.py
 
-test: $(STAMP) ## Run every test
+test: $(STAMP) $(FOREIGN) ## Run every test, those of foreign clients too
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## Lint, format, types, import directions
