@@ -125,7 +125,7 @@ class TransformJobs(Jobs[TransformJob]):
     # Validation beyond the constraints of the service model
 
     def check(self, region: str, request: Mapping[str, Any]) -> None:
-        self.cloud.hosting.model(region, request["ModelName"])
+        self.cloud.hosting.configs.model(region, request["ModelName"])
         given, target = request["TransformInput"], request["TransformOutput"]
         source = given["DataSource"]["S3DataSource"]
         if source["S3DataType"] not in ("S3Prefix", "ManifestFile"):
@@ -196,7 +196,7 @@ class TransformJobs(Jobs[TransformJob]):
 
     def _launch(self, job: TransformJob, count: int) -> list[Instance]:
         """That many healthy instances of the model's server."""
-        model = self.cloud.hosting.model(job.region, job.request["ModelName"])
+        model = self.cloud.hosting.configs.model(job.region, job.request["ModelName"])
         timeout, _ = _client_config(job)
         payload = job.request.get("MaxPayloadInMB", DEFAULT_MAX_PAYLOAD_MB)
         spec = VariantSpec(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from moto.s3.models import s3_backends
 
-from windlass.local import hosting, storage
+from windlass.local import deployments, storage
 from windlass.local.capture import Capture
 from windlass.local.cloud import ACCOUNT
 from windlass.local.database import Database
@@ -141,7 +141,9 @@ def archive(version: str, code: str = ECHO) -> bytes:
 def make_model(cloud: Cloud, name: str, code: str = ECHO) -> None:
     storage.write(f"s3://models/{name}.tar.gz", archive(name, code))
     container = {"Image": "pytorch", "ModelDataUrl": f"s3://models/{name}.tar.gz"}
-    cloud.hosting.create_model(REGION, {"ModelName": name, "ExecutionRoleArn": ROLE, "PrimaryContainer": container})
+    cloud.hosting.configs.create_model(
+        REGION, {"ModelName": name, "ExecutionRoleArn": ROLE, "PrimaryContainer": container}
+    )
 
 
 def variant(model: str, **changes: Any) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def variant(model: str, **changes: Any) -> dict[str, Any]:
 
 def make_config(cloud: Cloud, name: str, *variants: dict[str, Any], **more: Any) -> None:
     request = {"EndpointConfigName": name, "ProductionVariants": list(variants or (variant(name),)), **more}
-    cloud.hosting.create_endpoint_config(REGION, request)
+    cloud.hosting.configs.create_endpoint_config(REGION, request)
 
 
 def start(cloud: Cloud, config: str, *, expect: str | None = "InService") -> None:
@@ -214,15 +216,15 @@ def test_models_and_configs_are_kept_as_they_were_given(cloud: Cloud) -> None:
     make_model(cloud, "v1")
     make_config(cloud, "v1")
 
-    model = cloud.hosting.describe_model(REGION, {"ModelName": "v1"})
+    model = cloud.hosting.configs.describe_model(REGION, {"ModelName": "v1"})
     assert model["ModelArn"] == f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:model/v1"
     assert model["PrimaryContainer"] == {"Image": "pytorch", "ModelDataUrl": "s3://models/v1.tar.gz"}
-    config = cloud.hosting.describe_endpoint_config(REGION, {"EndpointConfigName": "v1"})
+    config = cloud.hosting.configs.describe_endpoint_config(REGION, {"EndpointConfigName": "v1"})
     assert config["ProductionVariants"] == [variant("v1", InitialVariantWeight=1.0)]
-    assert [each["ModelName"] for each in cloud.hosting.list_models(REGION, {})["Models"]] == ["v1"]
-    assert cloud.hosting.list_models("us-east-1", {})["Models"] == []
-    cloud.hosting.delete_model(REGION, {"ModelName": "v1"})
-    assert "Could not find model" in refusal(lambda: cloud.hosting.describe_model(REGION, {"ModelName": "v1"}))
+    assert [each["ModelName"] for each in cloud.hosting.configs.list_models(REGION, {})["Models"]] == ["v1"]
+    assert cloud.hosting.configs.list_models("us-east-1", {})["Models"] == []
+    cloud.hosting.configs.delete_model(REGION, {"ModelName": "v1"})
+    assert "Could not find model" in refusal(lambda: cloud.hosting.configs.describe_model(REGION, {"ModelName": "v1"}))
 
 
 def test_what_does_not_exist_or_exists_already_is_refused_as_on_aws(cloud: Cloud) -> None:
@@ -251,7 +253,9 @@ def test_model_data_must_exist(cloud: Cloud, uri: str) -> None:
     container = {"Image": "pytorch", "ModelDataUrl": uri}
     request = {"ModelName": "v1", "ExecutionRoleArn": ROLE, "PrimaryContainer": container}
 
-    assert refusal(lambda: cloud.hosting.create_model(REGION, request)) == f"Could not find model data at {uri}."
+    assert (
+        refusal(lambda: cloud.hosting.configs.create_model(REGION, request)) == f"Could not find model data at {uri}."
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,9 +282,9 @@ def test_a_model_package_brings_its_container_and_must_be_approved(cloud: Cloud)
     cloud.packages[arn] = {**package, "ModelApprovalStatus": "PendingManualApproval"}
     request = {"ModelName": "v1", "ExecutionRoleArn": ROLE, "PrimaryContainer": {"ModelPackageName": arn}}
 
-    assert "PendingManualApproval" in refusal(lambda: cloud.hosting.create_model(REGION, request))
+    assert "PendingManualApproval" in refusal(lambda: cloud.hosting.configs.create_model(REGION, request))
     cloud.packages[arn]["ModelApprovalStatus"] = "Approved"
-    cloud.hosting.create_model(REGION, request)
+    cloud.hosting.configs.create_model(REGION, request)
 
     make_config(cloud, "v1")
     start(cloud, "v1")
@@ -626,7 +630,7 @@ def test_a_rollback_waits_until_a_killed_old_fleet_is_back(serving: Cloud) -> No
 def test_metrics_that_cannot_be_kept_now_do_not_stop_the_later_ones(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hosting, "FLUSH_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(deployments, "FLUSH_INTERVAL_SECONDS", 0.01)
     put, failed, kept = cloud.metrics.put_many, threading.Event(), threading.Event()
 
     def put_many(region: str, data: Any) -> None:
@@ -653,7 +657,7 @@ def test_a_prediction_is_captured_before_its_fleet_may_end(cloud: Cloud, monkeyp
     record = Capture.record
 
     def recorded(capture: Capture, exchange: Any) -> None:
-        live = cloud.hosting._endpoints[REGION, "digits"].live
+        live = cloud.hosting._deployments.endpoints[REGION, "digits"].live
         assert live is not None
         outstanding.append(sum(instance.outstanding for instance in live.fleet))
         record(capture, exchange)
@@ -678,7 +682,7 @@ def test_weights_and_capacities_change_without_a_deployment(cloud: Cloud) -> Non
     make_model(cloud, "v1")
     variant = {"VariantName": "main", "ModelName": "v1", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
     config = {"EndpointConfigName": "c", "ProductionVariants": [variant]}
-    cloud.hosting.create_endpoint_config(REGION, config)
+    cloud.hosting.configs.create_endpoint_config(REGION, config)
     cloud.hosting.create_endpoint(REGION, {"EndpointName": "e", "EndpointConfigName": "c"})
     assert cloud.hosting.wait(REGION, "e", timeout=60) == "InService"
 
@@ -698,7 +702,7 @@ def test_weights_and_capacities_change_without_a_deployment(cloud: Cloud) -> Non
     shrunk = change(DesiredInstanceCount=1)
     # then it is as many, and the config is what it was
     assert (shrunk["CurrentInstanceCount"], shrunk["DesiredInstanceCount"], shrunk["DesiredWeight"]) == (1, 1, 0.5)
-    described = cloud.hosting.describe_endpoint_config(REGION, {"EndpointConfigName": "c"})
+    described = cloud.hosting.configs.describe_endpoint_config(REGION, {"EndpointConfigName": "c"})
     assert described["ProductionVariants"][0]["InitialInstanceCount"] == 1
     unknown = [{"VariantName": "other", "DesiredInstanceCount": 1}]
     request = {"EndpointName": "e", "DesiredWeightsAndCapacities": unknown}

@@ -1,0 +1,425 @@
+"""Deployments: how an endpoint gets from the config it runs to the next, each in a thread of its own.
+
+``Deployments`` owns the live endpoints: their states, the fleets behind them, what is saved of them, and what is said when
+they change. ``hosting.py`` decides what is to happen; the processes are in `fleet.py`, the shifting of traffic in `rollout.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from windlass.local import cloud as clouds
+from windlass.local import containers, storage
+from windlass.local.capture import Capture
+from windlass.local.dataplane import LOG_GROUP
+from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, split, variants
+from windlass.local.environments import Environments
+from windlass.local.faults import Fault
+from windlass.local.fleet import Fleet, FleetFailed, Router, VariantSpec
+from windlass.local.logs import LogStream
+from windlass.local.metering import Meter
+from windlass.local.processes import Child
+from windlass.local.rollout import Rollout
+from windlass.local.utilisation import ENDPOINTS, Usage
+
+log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_SECONDS = 1.0
+RECOVERY_SECONDS = 60.0
+"""How long a rollback waits for the old fleet, which takes all traffic again, to be healthy."""
+
+IN_PROGRESS = frozenset({"Creating", "Updating", "RollingBack", "Deleting", "SystemUpdating"})
+
+_SAVED = ("region", "name", "arn", "status", "created", "modified", "failure", "deployment")
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """An endpoint config with the fleet that runs it. ``properties`` is the config as it is in force (see Retain...)."""
+
+    config: Record
+    properties: dict[str, Any]
+    fleet: Fleet
+    capture: Capture | None
+    since: datetime
+    models: dict[str, Model] = field(default_factory=dict)
+
+
+@dataclass
+class Endpoint:
+    """A live endpoint. While it changes, ``pending`` is what it changes to."""
+
+    region: str
+    name: str
+    arn: str
+    status: str
+    created: datetime
+    modified: datetime
+    live: Deployed | None = None
+    pending: Deployed | None = None
+    failure: str | None = None
+    deployment: dict[str, Any] | None = None
+    rollout: Rollout | None = None
+    router: Router = field(default_factory=Router)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a deployment with a DeploymentConfig has touched it: its metrics then tell the fleets apart."""
+        return self.deployment is not None
+
+    def capture_of(self, fleet: Fleet) -> Capture | None:
+        """Where the traffic of that fleet is captured."""
+        return next((each.capture for each in (self.live, self.pending) if each and each.fleet is fleet), None)
+
+
+class Deployments:
+    """The endpoints of one local cloud, and the threads that change them."""
+
+    def __init__(self, cloud: clouds.Cloud, configs: EndpointConfigs, meter: Meter) -> None:
+        self._cloud, self._configs, self._meter = cloud, configs, meter
+        self._usage = Usage(cloud.metrics, cloud.clock)
+        self.changed = threading.Condition(threading.RLock())
+        self.endpoints: dict[tuple[str, str], Endpoint] = {}
+        self._saved = cloud.database.table("endpoints")
+        self._numbers = itertools.count(1)
+        self._threads: set[threading.Thread] = set()
+        self._closing = threading.Event()
+        self._flusher: threading.Thread | None = None
+
+    # -- what outlives a restart --------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Put back what an earlier server saved, and start its endpoints again.
+
+        That is maintenance as SageMaker does it, so meanwhile they are SystemUpdating.
+        """
+        for key, record in self._saved.items():
+            if record["status"] == "Deleting":
+                self._saved.delete(key)
+                continue
+            config, properties = Record(**record.pop("config")), record.pop("properties")
+            models = {name: Model(**model) for name, model in record.pop("models").items()}
+            endpoint = self.endpoints[split(key)] = Endpoint(**record)
+            endpoint.pending = self.prepare(endpoint, config, properties, models)
+            if endpoint.status != "Failed":
+                endpoint.status = "Creating" if endpoint.status == "Creating" else "SystemUpdating"
+                self.spawn(endpoint, self.bring_up)
+
+    def save(self, endpoint: Endpoint) -> None:
+        """Keep what a later server is to know. It goes on with the config that is live, as after a rollback."""
+        kept = endpoint.live or endpoint.pending
+        if self._closing.is_set() or kept is None:
+            return  # what happens to an endpoint now is not its own doing
+        record = {name: getattr(endpoint, name) for name in _SAVED}
+        models = {name: asdict(model) for name, model in kept.models.items()}
+        record |= {"config": asdict(kept.config), "properties": kept.properties, "models": models}
+        self._saved.save(f"{endpoint.region}/{endpoint.name}", record)
+
+    # -- deployments, each in its own thread -----------------------------------------------------------------------------
+
+    def bring_up(self, endpoint: Endpoint) -> None:
+        new = endpoint.pending
+        assert new is not None
+        try:
+            new.fleet.start(self.closed)
+        except FleetFailed as error:
+            with self.changed:
+                endpoint.failure = str(error)
+                self.become(endpoint, "Failed")
+        else:
+            with self.changed:
+                endpoint.router.assign((new.fleet, 1.0))
+                endpoint.live, endpoint.pending = new, None
+                self.become(endpoint, "InService")
+        self.announce(endpoint)
+
+    def resize(self, endpoint: Endpoint, fleet: Fleet, before: dict[str, Any], after: dict[str, Any]) -> None:
+        try:
+            for name, variant in variants(after).items():
+                fleet.resize(name, variant["InitialInstanceCount"], self.closed)
+            for name, variant in variants(after).items():
+                fleet.weights[name] = variant["InitialVariantWeight"]
+        except FleetFailed as error:
+            with self.changed:
+                endpoint.failure = str(error)
+                counts = {name: len(fleet.instances(name)) for name in fleet.variants}
+                properties = copy.deepcopy(before)
+                for name, variant in variants(properties).items():
+                    variant["InitialInstanceCount"] = counts[name]
+                assert endpoint.live is not None
+                endpoint.live = replace(endpoint.live, properties=properties)
+        with self.changed:
+            self.become(endpoint, "InService")
+        self.announce(endpoint)
+
+    def roll_out(self, endpoint: Endpoint, rollout: Rollout) -> None:
+        old, new = endpoint.live, endpoint.pending
+        assert old is not None
+        assert new is not None
+        try:
+            reason = rollout.objection()
+            if reason is None:
+                new.fleet.start(rollout.objection)
+                reason = rollout.run()
+        except FleetFailed as error:
+            reason = str(error)
+        except Exception as error:  # the old fleet stands by, whatever it was
+            log.exception("The deployment of %s to endpoint %s", new.config.name, endpoint.name)
+            reason = _internal(error)
+        if reason is None:
+            self._retire(old)
+            with self.changed:
+                endpoint.live, endpoint.pending = new, None
+                self.become(endpoint, "InService")
+        else:
+            self._roll_back(endpoint, old, new, reason)
+        self.announce(endpoint)
+
+    def _roll_back(self, endpoint: Endpoint, old: Deployed, new: Deployed, reason: str) -> None:
+        with self.changed:
+            endpoint.router.assign((old.fleet, 1.0))
+            endpoint.failure = reason
+            self.become(endpoint, "RollingBack")
+        self.announce(endpoint)
+        self._retire(new)
+        recovered = old.fleet.wait_healthy(
+            RECOVERY_SECONDS
+        )  # if what broke the new one broke it, too, it is being restarted
+        with self.changed:
+            endpoint.pending = None
+            self.become(endpoint, "InService" if recovered else "UpdateRollbackFailed")
+
+    def take_down(self, endpoint: Endpoint) -> None:
+        for deployed in (endpoint.live, endpoint.pending):
+            if deployed:
+                self._retire(deployed)
+        with self.changed:
+            self.endpoints.pop((endpoint.region, endpoint.name), None)
+            self.become(endpoint, "Deleted")
+        self.announce(endpoint)
+
+    def _retire(self, deployed: Deployed) -> None:
+        """End a fleet that takes no more traffic. What becomes of the endpoint does not hang on it."""
+        try:
+            deployed.fleet.stop()
+        except Exception:
+            log.exception("Fleet %s did not end in order; its processes end with the local cloud", deployed.config.name)
+        self._flush_capture(deployed)
+
+    def shift(self, endpoint: Endpoint, share: float) -> None:
+        with self.changed:
+            assert endpoint.live is not None
+            assert endpoint.pending is not None
+            endpoint.router.assign((endpoint.live.fleet, 1.0 - share), (endpoint.pending.fleet, share))
+        log.info("Endpoint %s: %.0f %% of the traffic on %s", endpoint.name, share * 100, endpoint.pending.config.name)
+
+    def spawn(self, endpoint: Endpoint, work: Callable[[Endpoint], None]) -> None:
+        def run() -> None:
+            try:
+                work(endpoint)
+            except Exception as error:
+                log.exception("Endpoint %s", endpoint.name)
+                fail(error)
+            finally:
+                self._threads.discard(threading.current_thread())
+
+        def fail(error: Exception) -> None:  # a deployment must end in a state, not in a silent thread
+            with self.changed:
+                endpoint.failure = _internal(error)
+                endpoint.pending = endpoint.pending if endpoint.live is None else None
+                self.become(endpoint, "Failed" if endpoint.live is None else "UpdateRollbackFailed")
+            self.announce(endpoint)
+
+        thread = threading.Thread(target=run, name=f"endpoint-{endpoint.name}", daemon=True)
+        self._threads.add(thread)
+        try:
+            self._start_flusher()
+            thread.start()
+        except RuntimeError as error:  # this process may start no more threads
+            self._threads.discard(thread)
+            fail(error)
+
+    def prepare(
+        self,
+        endpoint: Endpoint,
+        config: Record,
+        properties: dict[str, Any],
+        known: Mapping[str, Model] | None = None,
+    ) -> Deployed:
+        """A deployment of that config. `known`: its models, which may have been deleted since."""
+        region, name = endpoint.region, endpoint.name
+        specs, models = [], {}
+        for variant in properties["ProductionVariants"]:
+            wanted = variant["ModelName"]
+            model = models[wanted] = known[wanted] if known else self._configs.model(region, wanted)
+            specs.append(
+                VariantSpec(
+                    name=variant["VariantName"],
+                    model=model.name,
+                    image=model.container["Image"],
+                    instances=variant["InitialInstanceCount"],
+                    weight=variant["InitialVariantWeight"],
+                    fetch=functools.partial(containers.fetch, model.container),
+                    environment={
+                        **self._cloud.process_environment(region),
+                        "SAGEMAKER_REGION": region,
+                        **model.container.get("Environment", {}),
+                    },
+                    startup_timeout_seconds=variant.get("ContainerStartupHealthCheckTimeoutInSeconds", 240),
+                    layers=Environments(self._cloud.keeper),
+                )
+            )
+        fleet = Fleet(
+            config.name,
+            specs,
+            self._cloud.state / "endpoints" / name / f"{next(self._numbers)}-{config.name}",
+            keeper=self._cloud.keeper,
+            open_log=lambda stream: LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock),
+            started=functools.partial(self._watch, endpoint),
+        )
+        capture = None
+        if settings := properties.get("DataCaptureConfig"):
+            settings = {**settings, "DestinationS3Uri": containers.s3_uri(settings["DestinationS3Uri"])}
+            capture = Capture(settings, name, storage.write)
+        return Deployed(config, properties, fleet, capture, self.now(), models)
+
+    def _watch(self, endpoint: Endpoint, variant: str, child: Child, folder: Path) -> None:
+        dimensions = {"EndpointName": endpoint.name, "VariantName": variant}
+        self._usage.watch(endpoint.region, ENDPOINTS, dimensions, child, folder)
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._cloud.clock.now(), UTC)
+
+    def of(self, region: str) -> list[Endpoint]:
+        """All endpoints of a region."""
+        with self.changed:
+            return [endpoint for (home, _), endpoint in self.endpoints.items() if home == region]
+
+    def endpoint(self, region: str, name: str) -> Endpoint:
+        """The endpoint of that name; raises AWS's error when there is none."""
+        if (region, name) not in self.endpoints:
+            raise Fault("ValidationException", f'Could not find endpoint "{arn_of(region, "endpoint", name)}".')
+        return self.endpoints[region, name]
+
+    def settled(self, endpoint: Endpoint) -> Deployed:
+        if endpoint.status in IN_PROGRESS:
+            raise Fault("ValidationException", f'Cannot update in-progress endpoint "{endpoint.arn}".')
+        if endpoint.live is None:
+            raise Fault(
+                "ValidationException",
+                f'Cannot update endpoint "{endpoint.arn}" in status {endpoint.status}: it can only be deleted.',
+            )
+        return endpoint.live
+
+    def become(self, endpoint: Endpoint, status: str) -> None:
+        endpoint.status, endpoint.modified = status, self.now()
+        if status == "Deleted":
+            self._saved.delete(f"{endpoint.region}/{endpoint.name}")
+        else:
+            self.save(endpoint)
+        self.changed.notify_all()
+
+    def announce(self, endpoint: Endpoint) -> None:
+        shown = endpoint.live or endpoint.pending
+        event = {
+            "detail-type": "SageMaker Endpoint State Change",
+            "source": "aws.sagemaker",
+            "resources": [endpoint.arn],
+            "detail": {
+                "EndpointName": endpoint.name,
+                "EndpointArn": endpoint.arn,
+                "EndpointConfigName": shown.config.name if shown else "",
+                "EndpointStatus": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", endpoint.status).upper(),
+                "CreationTime": int(endpoint.created.timestamp() * 1000),
+                "LastModifiedTime": int(endpoint.modified.timestamp() * 1000),
+                "Tags": self._cloud.tags.get(endpoint.arn.lower(), {}),
+                **({"FailureReason": endpoint.failure} if endpoint.failure else {}),
+            },
+        }
+        try:
+            self._cloud.events.put(endpoint.region, event)
+        except Exception:  # nobody's deployment stops because a rule cannot be matched
+            log.exception("The event of endpoint %s is lost", endpoint.name)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything, and end every process."""
+        self.close()
+        with self.changed:
+            self.endpoints.clear()
+            self.changed.notify_all()
+        self._closing.clear()
+
+    def close(self) -> None:
+        """End every process and thread, and write what is still in memory."""
+        self._closing.set()
+        patience = time.monotonic() + 5.0
+        for thread in list(self._threads):
+            thread.join(max(0.0, patience - time.monotonic()))
+        with self.changed:
+            running = [
+                each for endpoint in self.endpoints.values() for each in (endpoint.live, endpoint.pending) if each
+            ]
+            for endpoint in self.endpoints.values():
+                endpoint.router.assign()
+        for deployed in running:
+            deployed.fleet.terminate()  # all at once, before waiting for any
+        for deployed in running:
+            deployed.fleet.stop(drain_seconds=0, grace_seconds=1)
+            self._flush_capture(deployed)
+        self._usage.close()
+        if self._flusher:
+            self._flusher.join(5.0)
+            self._flusher = None
+        self._flush()
+
+    def _start_flusher(self) -> None:
+        with self.changed:
+            if self._flusher is None:
+                self._flusher = threading.Thread(target=self._flush_regularly, name="hosting-flush", daemon=True)
+                self._flusher.start()
+
+    def _flush_regularly(self) -> None:
+        while not self._closing.wait(FLUSH_INTERVAL_SECONDS):
+            try:
+                self._flush()
+            except Exception:  # a full disk may have room again by the next time
+                log.exception("The metrics of a moment are lost")
+
+    def _flush(self) -> None:
+        self._meter.flush()
+        with self.changed:
+            deployed = [
+                each for endpoint in self.endpoints.values() for each in (endpoint.live, endpoint.pending) if each
+            ]
+        for each in deployed:
+            self._flush_capture(each)
+
+    @staticmethod
+    def _flush_capture(deployed: Deployed) -> None:
+        if deployed.capture:
+            try:
+                deployed.capture.flush()
+            except (storage.Missing, OSError) as error:
+                log.warning("Captured data of %s is lost: %s", deployed.config.name, error)
+
+    def closed(self) -> str | None:
+        return "The local cloud was shut down." if self._closing.is_set() else None
+
+
+def _internal(error: Exception) -> str:
+    return f"Internal failure of the local cloud: {type(error).__name__}: {error}"
