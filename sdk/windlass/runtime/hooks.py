@@ -95,14 +95,17 @@ class Context:
     context always belongs to one, and the index is ignored.
     """
 
-    model_name = "model"
-
     def __init__(self, system_properties: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
         self.system_properties = system_properties
         self.headers: Mapping[str, str] = headers or {}
         self.response_status = 200
         self.response_headers: dict[str, str] = {}
         self._request_id = ""
+
+    @property
+    def model_name(self) -> str:
+        """In multi-model mode the name that it was loaded under."""
+        return str(self.system_properties.get("model_name", "model"))
 
     @property
     def inference_id(self) -> str | None:
@@ -433,6 +436,7 @@ def _properties(model_dir: Path) -> Mapping[str, Any]:
     """Under the names of the official context."""
     return {
         "model_dir": str(model_dir),
+        "model_name": os.environ.get("WINDLASS_MODEL_NAME", "model"),
         "gpu_id": 0 if _cuda() else None,
         "batch_size": 1,
         "server_name": "windlass",
@@ -546,6 +550,15 @@ def failure(error: BaseException) -> Reply:
         return Reply(f"{error}\n".encode(), status=500, error=str(error))
     trace = user_traceback(error)
     return Reply(f"{_message(error)}\n{trace}".encode(errors="replace"), status=_status(error), error=trace)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory: Python's own error, or torch's on the CPU and on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+    )
 
 
 def _message(error: BaseException) -> str:

@@ -7,12 +7,16 @@
                         Retry-After when the queue is full; chunk by chunk when a hook gives a generator
     GET  /metrics       counts and times in Prometheus' text format
 
+With SAGEMAKER_MULTI_MODEL=true it starts without a model and serves those that it is told to load: see `models`.
+
 A caller that cannot use a late answer says so, and is refused at once when the queue is too long for it:
 `X-Windlass-Timeout-Ms: 200`, or, through SageMaker, `timeout-ms=200` in X-Amzn-SageMaker-Custom-Attributes.
 
 | variable | default | |
 |---|---|---|
 | SAGEMAKER_BASE_DIR | /opt/ml | the model is in ``model/``, its code in ``model/code/`` |
+| SAGEMAKER_MULTI_MODEL | false | true: models come and go under ``/models`` |
+| WINDLASS_MULTI_MODEL_MEMORY_BYTES | 0 | what they may hold together; 0 is the machine's or the container's limit |
 | SAGEMAKER_SUBMIT_DIRECTORY | | another folder for the code |
 | SAGEMAKER_PROGRAM | inference.py | the file with the hooks |
 | SAGEMAKER_BIND_TO_PORT | 8080 | 0 takes a free one; the ``listening`` line says which |
@@ -46,9 +50,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from windlass.runtime import codecs
+from windlass.runtime import codecs, models
 from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, Reply, user_traceback
 from windlass.runtime.metrics import Metrics
+from windlass.runtime.models import Models
 from windlass.runtime.settings import BadSetting, Settings, cores
 from windlass.runtime.workers import Answer, Busy, Failed, Headers, Job, Pool, Stream, environment
 
@@ -128,11 +133,12 @@ class _Request:
 
 
 class App:
-    """The ASGI application: routes, limits, life cycle. What it serves is a `Pool` of workers."""
+    """The ASGI application: routes, limits, life cycle. It serves a `Pool` of workers, or in multi-model mode several."""
 
     def __init__(self, settings: Settings, log: Log) -> None:
         self._settings, self._log = settings, log
         self._pool: Pool | None = None
+        self._models: Models | None = None
         self._why_unhealthy = "the model is loading"
         self._draining = False
         self._begin = time.monotonic()
@@ -148,6 +154,11 @@ class App:
         self._pool = pool
         self._why_unhealthy = ""
 
+    def serve_many(self, models: Models) -> None:
+        """Multi-model mode: healthy with no model at all."""
+        self._models = models
+        self._why_unhealthy = ""
+
     async def drain(self, timeout_seconds: float) -> int:
         """Refuse what comes, and return when what is running has been answered.
 
@@ -155,7 +166,7 @@ class App:
             How many invocations were still running at the end and got a 503.
         """
         self._why_unhealthy, self._draining = "the server is shutting down", True
-        self._pool = None
+        self._pool = self._models = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self._idle.wait()
@@ -169,7 +180,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
-        if path == "/invocations":
+        if path == "/invocations" and not self._settings.multi_model:
             if method == "POST":
                 await self._invocations(scope, receive, send)
                 return
@@ -182,16 +193,46 @@ class App:
         elif path == "/metrics" and method == "GET":
             await self._send(send, Reply(self._metrics_text().encode(), "text/plain; version=0.0.4; charset=utf-8"))
             return
+        elif self._settings.multi_model and (path == "/models" or path.startswith("/models/")):
+            name, _, verb = path[len("/models/") :].rpartition("/")
+            if not name or verb != "invoke":
+                await self._manage(scope, receive, send)
+                return
+            if method == "POST":
+                await self._invocations(scope, receive, send, name)
+                return
+            reply = models.refusal(405, "use POST.", ("allow", "POST"))
         else:
-            reply = Reply(b"not found. The paths are GET /ping, POST /invocations and GET /metrics.\n", status=404)
+            paths = "/models, POST /models/{name}/invoke" if self._settings.multi_model else "POST /invocations"
+            reply = Reply(f"not found. The paths are GET /ping, {paths} and GET /metrics.\n".encode(), status=404)
         self._log.event("request", method=method, path=path, status=reply.status, ms=0.0, inference_id=None)
         await self._send(send, reply)
 
+    async def _manage(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What loads, unloads and lists models."""
+        begin = time.monotonic()
+        try:
+            body = await self._body(dict(scope["headers"]), receive)
+        except codecs.Refused as error:
+            reply = models.refusal(error.status, str(error))
+        except _Gone:
+            return
+        else:
+            if self._models is None:
+                reply = models.refusal(503, f"{self._why_unhealthy}.", ("retry-after", "1"))
+            else:
+                reply = await self._models.answer(scope["method"], scope["path"], scope["query_string"], body)
+        ms = round((time.monotonic() - begin) * 1e3, 3)
+        self._log.event("request", method=scope["method"], path=scope["path"], status=reply.status, ms=ms)
+        await self._send(send, reply)
+
     def _metrics_text(self) -> str:
-        if (pool := self._pool) is None:
-            return self._metrics.text(waiting=0, workers=0, restarts=0, batches=0)
+        pools = self._models.pools if self._models else [self._pool] if self._pool else []
         return self._metrics.text(
-            waiting=pool.waiting, workers=pool.alive, restarts=pool.restarts, batches=pool.batches_answered
+            waiting=sum(pool.waiting for pool in pools),
+            workers=sum(pool.alive for pool in pools),
+            restarts=sum(pool.restarts for pool in pools),
+            batches=sum(pool.batches_answered for pool in pools),
         )
 
     async def _ping(self, send: Send) -> None:
@@ -204,7 +245,8 @@ class App:
             self._log.event("request", method="GET", path="/ping", status=reply.status, ms=0.0, inference_id=None)
         await self._send(send, reply)
 
-    async def _invocations(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _invocations(self, scope: Scope, receive: Receive, send: Send, model: str | None = None) -> None:
+        """One prediction, in multi-model mode of the model named."""
         begin = time.monotonic()
         headers: Headers = scope["headers"]
         named = dict(headers)
@@ -217,7 +259,7 @@ class App:
         try:
             try:
                 body = await self._body(named, receive)
-                pool = self._pool
+                pool = self._models.pool(model) if self._models and model else self._pool
                 if pool is None:
                     raise _Unavailable(f"{self._why_unhealthy}.")
                 if _TIMEOUT in named or _CUSTOM_ATTRIBUTES in named:
@@ -251,9 +293,10 @@ class App:
         else:
             queue_seconds, model_seconds, size = (job.queue_seconds if job else 0.0), 0.0, 0
         self._metrics.request(status, seconds, queue_seconds, model_seconds, size)
+        path = "/invocations" if model is None else json.dumps(scope["path"])[1:-1]
         # json.dumps would cost a tenth of an echo's whole time.
         self._log.line(
-            f'{{"time": {time.time():.3f}, "event": "request", "method": "POST", "path": "/invocations", "status": {status}, '
+            f'{{"time": {time.time():.3f}, "event": "request", "method": "POST", "path": "{path}", "status": {status}, '
             f'"ms": {seconds * 1e3:.3f}, "queue_ms": {queue_seconds * 1e3:.3f}, "model_ms": {model_seconds * 1e3:.3f}, '
             f'"batch": {size}, "inference_id": {identity}}}'
         )
@@ -264,6 +307,8 @@ class App:
         """What a request is answered that has no answer of the model's."""
         if isinstance(error, codecs.Refused):
             return Reply(f"{error}\n".encode(), status=error.status)
+        if isinstance(error, models.Refused):
+            return models.refusal(error.status, str(error))
         if isinstance(error, Busy):
             return _unavailable(str(error), error.retry_after_seconds)
         if isinstance(error, _Unavailable):
@@ -448,17 +493,32 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
     host, port = listener.getsockname()[:2]
     log.event("listening", host=host, port=port, pid=os.getpid())
 
+    def start(more: Mapping[str, str]) -> Pool:
+        return Pool(
+            [sys.executable, "-m", "windlass.runtime.worker"],
+            environment({**os.environ, **env, **more}, max(1, cores() // settings.workers)),
+            workers=settings.workers,
+            queue_size=settings.queue_size,
+            max_batch_size=settings.max_batch_size,
+            batch_delay_seconds=settings.batch_delay_seconds,
+            timeout_seconds=settings.timeout_seconds,
+            log=log.event,
+        )
+
+    if settings.multi_model:
+        many = Models(
+            lambda name, folder: start({"WINDLASS_MODEL_NAME": name, "WINDLASS_MODEL_DIR": str(folder)}),
+            memory_bytes=settings.memory_bytes,
+            unload_seconds=settings.drain_seconds,
+            log=log.event,
+        )
+        app.serve_many(many)
+        log.event("ready", load_ms=0.0)
+        await asyncio.wait([stop, serving], return_when=asyncio.FIRST_COMPLETED)
+        return await _finish(app, server, serving, stop, settings, log, many.close)
+
     begin = time.monotonic()
-    pool = Pool(
-        [sys.executable, "-m", "windlass.runtime.worker"],
-        environment({**os.environ, **env}, max(1, cores() // settings.workers)),
-        workers=settings.workers,
-        queue_size=settings.queue_size,
-        max_batch_size=settings.max_batch_size,
-        batch_delay_seconds=settings.batch_delay_seconds,
-        timeout_seconds=settings.timeout_seconds,
-        log=log.event,
-    )
+    pool = start({})
     events: list[asyncio.Future[Any]] = [pool.loaded, stop, serving]
     await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
     if pool.loaded.done() and (report := pool.loaded.result()) is not None:
@@ -470,7 +530,19 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
         app.serve(pool)
         log.event("ready", load_ms=round((time.monotonic() - begin) * 1e3, 1))
         await asyncio.wait(events[1:], return_when=asyncio.FIRST_COMPLETED)
+    return await _finish(app, server, serving, stop, settings, log, pool.close)
 
+
+async def _finish(
+    app: App,
+    server: Any,
+    serving: asyncio.Task[None],
+    stop: asyncio.Future[str],
+    settings: Settings,
+    log: Log,
+    close: Callable[[float], Awaitable[None]],
+) -> int:
+    """Drain and stop, with the workers that `close` ends. Returns the exit code."""
     begin = time.monotonic()
     log.event("draining", signal=stop.result() if stop.done() else None)
     abandoned = await app.drain(settings.drain_seconds)
@@ -478,7 +550,7 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
         log.fault("abandoned", message=f"{abandoned} invocations still ran after {settings.drain_seconds:g} s")
     server.should_exit = True
     await serving
-    await pool.close(1 if pool.loaded.done() and not abandoned else 0)
+    await close(0 if abandoned else 1)
     log.event("stopped", ms=round((time.monotonic() - begin) * 1e3, 1))
     log.flush()
     return 1 if abandoned else 0

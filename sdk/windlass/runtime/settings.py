@@ -18,6 +18,7 @@ class BadSetting(Exception):
 class Settings:
     """What the host has set. `windlass.runtime.server` lists the variables."""
 
+    multi_model: bool
     model_dir: Path
     code_dir: Path
     program: str
@@ -31,6 +32,7 @@ class Settings:
     drain_seconds: float
     max_batch_size: int
     batch_delay_seconds: float
+    memory_bytes: int
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -50,11 +52,16 @@ class Settings:
                 raise BadSetting(f"{name}={value!r} is not a whole number from {least} to {most}.")
             return parsed
 
-        model_dir = Path(env.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
+        # In multi-model mode the server tells its workers which model is theirs.
+        own = env.get("WINDLASS_MODEL_DIR")
+        model_dir = Path(own) if own else Path(env.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
         submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY") or ""
         # The SDKs also write s3://.../sourcedir.tar.gz here; that code has been unpacked into the model's folder.
         code_dir = Path(submitted) if submitted and "://" not in submitted else model_dir / "code"
+        if own and (model_dir / "code").is_dir():
+            code_dir = model_dir / "code"  # what is submitted is then for models that bring none
         return cls(
+            multi_model=(env.get("SAGEMAKER_MULTI_MODEL") or "").lower() == "true",
             model_dir=model_dir,
             code_dir=code_dir,
             program=env.get("SAGEMAKER_PROGRAM") or "inference.py",
@@ -68,6 +75,7 @@ class Settings:
             drain_seconds=number("WINDLASS_DRAIN_SECONDS", 25, 0),
             max_batch_size=number("WINDLASS_MAX_BATCH_SIZE", 32, 1, 4096),
             batch_delay_seconds=number("WINDLASS_MAX_BATCH_DELAY_MS", 0, 0, 60_000) / 1000,
+            memory_bytes=number("WINDLASS_MULTI_MODEL_MEMORY_BYTES", 0, 0, 2**50),
         )
 
 

@@ -10,7 +10,7 @@ it does to the process (a crash, a deadlock, a signal handler) is undone by kill
 | -> run, id, [(body, headers)] | the next batch |
 | -> stop | the caller of what is being streamed is gone |
 | <- ready, batches | the model is loaded |
-| <- failed, report | it is not, and the process ends |
+| <- failed, report, out of memory | it is not, and the process ends |
 | <- replies, id, seconds, [reply] | the answers; a body of None is streamed: |
 | <- chunk, id, bytes | |
 | <- end, id, seconds, error | of the stream |
@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from windlass.runtime import wire
-from windlass.runtime.hooks import Handler, Invocation, Reply, chunks, failure, user_traceback
+from windlass.runtime.hooks import Handler, Invocation, Reply, chunks, failure, out_of_memory, user_traceback
 from windlass.runtime.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
@@ -107,7 +107,7 @@ def main() -> int:
     try:
         handler = Handler.load(settings.model_dir, settings.code_dir, settings.program, settings.default_accept)
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, also SystemExit
-        channel.sendall(wire.pack(("failed", user_traceback(error))))
+        channel.sendall(wire.pack(("failed", user_traceback(error), out_of_memory(error))))
         return 1
     channel.sendall(wire.pack(("ready", handler.batches)))
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import signal
 import socket
 import subprocess
 import time
@@ -134,7 +135,7 @@ class _Worker(asyncio.Protocol):
         self.jobs: Sequence[Job] = ()
         self.batch: Batch | None = None
         self.started = 0.0
-        self.failure = ""
+        self.failure, self.out_of_memory = "", False
         self.ended = self.hung = False
         self._reader = wire.Reader()
         self._stream: Stream | None = None
@@ -208,7 +209,7 @@ class _Worker(asyncio.Protocol):
                 self.ready = True
                 self._pool.ready(self, batches=message[1])
             else:
-                self.failure = message[1]
+                self.failure, self.out_of_memory = message[1], message[2]
 
     def _replies(self, batch: int, seconds: float, answers: Sequence[tuple[Any, ...]]) -> None:
         streams = False
@@ -247,6 +248,7 @@ class Pool:
 
     Attributes:
         loaded: done when the first worker has loaded the model (``None``) or failed to (the report).
+        out_of_memory: whether it failed for want of memory.
     """
 
     def __init__(
@@ -271,7 +273,8 @@ class Pool:
         self._count, self._numbers = workers, itertools.count()
         self._batcher = Batcher(1)
         self._due: asyncio.Handle | None = None
-        self._closing = False
+        self._closing = self.out_of_memory = False
+        self._quiet: asyncio.Future[None] | None = None
         self._attempts = 0
         self.restarts = self.batches_answered = 0
         self._starting: set[asyncio.Task[None]] = set()
@@ -295,6 +298,31 @@ class Pool:
     @property
     def alive(self) -> int:
         return sum(worker.ready for worker in self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers]
+
+    def cancel_loading(self, why: str) -> None:
+        """`loaded` becomes `why`, unless the model is loaded."""
+        if not self.loaded.done():
+            self.loaded.set_result(why)
+
+    async def drain(self, timeout_seconds: float) -> bool:
+        """Return when nothing waits or runs. Whether that was in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._waiting or any(worker.jobs for worker in self._workers):
+                    self._quiet = self._loop.create_future()
+                    await self._quiet
+        except TimeoutError:
+            return False
+        return True
+
+    def _one_less(self) -> None:
+        """For `drain`: a batch has ended, well or not."""
+        if self._quiet and not self._quiet.done():
+            self._quiet.set_result(None)
 
     def submit(self, body: bytes, headers: Headers, deadline: float) -> Job:
         """Queue a request. Cancel its future and it is dropped, unless it has begun.
@@ -330,7 +358,10 @@ class Pool:
         workers = list(self._workers)
         for worker in workers:
             worker.close()
-        deadline = time.monotonic() + timeout_seconds
+        loaded = self.loaded.done() and not self.loaded.cancelled()
+        deadline = time.monotonic() + (
+            timeout_seconds if loaded else 0
+        )  # nobody waits for a model that is still loading
         for worker in workers:
             while worker.process.poll() is None and time.monotonic() < deadline:
                 await asyncio.sleep(0.005)
@@ -383,6 +414,7 @@ class Pool:
             self._batcher.observe(worker.batch, time.monotonic() - worker.started)
         worker.jobs, worker.started = (), 0.0
         self._idle.append(worker)
+        self._one_less()
         if self._waiting and self._due is None:
             self._due = self._loop.call_soon(self._dispatch)
 
@@ -411,6 +443,7 @@ class Pool:
     def lost(self, worker: _Worker) -> None:
         """Its socket is closed: it is dead, or will be."""
         self._workers.discard(worker)
+        self._one_less()
         if worker in self._idle:
             self._idle.remove(worker)
         worker.kill()
@@ -418,6 +451,8 @@ class Pool:
         if self._closing:
             return
         if not self.loaded.done():
+            # The kernel's way to say that there is no memory left is SIGKILL.
+            self.out_of_memory = worker.out_of_memory if worker.failure else code == -signal.SIGKILL
             self.loaded.set_result(
                 worker.failure or f"The model's process ended with {_ending(code)} while it loaded.\n"
             )
@@ -465,8 +500,6 @@ class Pool:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    import signal
-
     return f"signal {-code} ({signal.Signals(-code).name})"
 
 

@@ -6,26 +6,18 @@ import fcntl
 import importlib.util
 import json
 import os
-import queue
 import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import httpx
 import pytest
 
+from tests.unit.runtime.serving import DEADLINE_SECONDS, Server, Start
 from windlass.runtime import server
 from windlass.runtime.settings import BadSetting, Settings
-
-DEADLINE_SECONDS = 30
 
 ECHO = """
     def model_fn(model_dir): return None
@@ -38,101 +30,6 @@ GATED = """
         with open(model) as gate:
             return gate.read()
 """
-
-
-class Server:
-    """A running model server."""
-
-    def __init__(self, base: Path, env: dict[str, str]) -> None:
-        self.base = base
-        self._stderr = (base / "stderr").open("w+")
-        clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        settings = {"SAGEMAKER_BASE_DIR": str(base), "SAGEMAKER_BIND_TO_PORT": "0", "WINDLASS_BIND_HOST": "127.0.0.1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "windlass.runtime.server"],
-            env={**clean, **settings, **env},
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
-        self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        self.client = httpx.Client(timeout=DEADLINE_SECONDS)
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self._lines.put(json.loads(line))
-
-    def event(self, name: str, **fields: object) -> dict[str, Any]:
-        """Wait for a log line."""
-        while True:
-            line = self._lines.get(timeout=DEADLINE_SECONDS)
-            if line["event"] == name and fields.items() <= line.items():
-                return line
-
-    def listen(self) -> Server:
-        self.port = self.event("listening")["port"]
-        self.client.base_url = f"http://127.0.0.1:{self.port}"
-        return self
-
-    def ready(self) -> Server:
-        self.listen().event("ready")
-        return self
-
-    def invoke(self, content: Any = b"[1]", **headers: str) -> httpx.Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.client.post("/invocations", content=content, headers={"content-type": "application/json", **named})
-
-    def metric(self, line: str) -> None:
-        """Wait until /metrics says so."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while line not in self.client.get("/metrics").text.splitlines():
-            assert time.monotonic() < deadline, f"never: {line}"
-
-    def exit(self) -> tuple[int, str]:
-        code = self.process.wait(DEADLINE_SECONDS)
-        return code, self.stderr()
-
-    def stderr(self) -> str:
-        self._stderr.seek(0)
-        return self._stderr.read()
-
-    def open_gate(self) -> Any:
-        """Returns when the model has begun to wait; closing what it returns lets the model answer."""
-        return (self.base / "model" / "gate").open("w")
-
-    def close(self) -> None:
-        self.client.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(DEADLINE_SECONDS)
-        self._reader.join(DEADLINE_SECONDS)
-        assert self.process.stdout
-        self.process.stdout.close()
-        self._stderr.close()
-
-
-Start = Callable[..., Server]
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    servers: list[Server] = []
-
-    def run(source: str | None, **env: str) -> Server:
-        base = tmp_path_factory.mktemp("ml")
-        (base / "model" / "code").mkdir(parents=True)
-        if source is not None:
-            (base / "model" / "code" / "inference.py").write_text(dedent(source))
-        os.mkfifo(base / "model" / "gate")
-        servers.append(Server(base, env))
-        return servers[-1]
-
-    yield run
-    for running in servers:
-        running.close()
 
 
 @pytest.fixture(scope="module")
