@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.cloud import test_pipelines as pipelines
+from tests.cloud import test_processing as processing
+from tests.cloud import test_transform as transform
+from tests.cloud import test_tuning as tuning
 from tests.cloud.conftest import TRUST, Rig
 from tests.cloud.test_training import SAVE, finish, logged, request
 from windlass.local import LocalCloud
@@ -170,8 +174,60 @@ def test_a_kill_amid_ten_jobs_loses_none_that_had_finished(machine: Machine) -> 
     for job in endless:
         after = sagemaker.describe_training_job(TrainingJobName=job)
         assert after["TrainingJobStatus"] == after["SecondaryStatus"] == "Failed"
-        assert "ended while the job was running" in after["FailureReason"]
+        assert "ended while the training job was running" in after["FailureReason"]
     assert finish(rig, _start(rig, source))["TrainingJobStatus"] == "Completed"
+
+
+def test_other_jobs_and_pipelines_outlive_a_kill(machine: Machine) -> None:
+    rig = machine.rig
+    sagemaker = rig.client("sagemaker")
+    words = "import sys, time\nprint('words')\n" + "if sys.argv[1:]: time.sleep(600)\n"
+    done, cut = processing.start(rig, words), processing.start(rig, words, "hang")
+    processing.finish(rig, done)
+    data = rig.upload_source({"code/inference.py": transform.CODE})
+    sagemaker.create_model(
+        ModelName="doubles", ExecutionRoleArn=rig.role, PrimaryContainer={"Image": "image", "ModelDataUrl": data}
+    )
+    transformed = transform.run(rig, "doubles", {"a.csv": b"1,2"})["TransformJobName"]
+    given = tuning.definition(rig, lambda script: rig.upload_source({"train.py": script}))
+    search = {"HyperParameterTuningJobConfig": tuning.config(most=2), "TrainingJobDefinition": given}
+    tuned = tuning.start(rig, **search, Tags=[{"Key": "a", "Value": "b"}])
+    tuning.finish(rig, tuned)
+    site = pipelines.Site(rig)
+    text = pipelines.definition(site.process("First", words), site.process("Then", words, "hang", DependsOn=["First"]))
+    pipeline = site.create(text)
+    execution = site.start(pipeline)
+    until(lambda: site.steps(execution).get("Then", {}).get("StepStatus") == "Executing")
+
+    def told(rig: Rig) -> list[dict[str, Any]]:
+        sagemaker = rig.client("sagemaker")
+        answers = [
+            sagemaker.describe_processing_job(ProcessingJobName=done),
+            sagemaker.describe_transform_job(TransformJobName=transformed),
+            sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=tuned),
+            sagemaker.list_training_jobs_for_hyper_parameter_tuning_job(HyperParameterTuningJobName=tuned),
+            sagemaker.describe_pipeline(PipelineName=pipeline),
+        ]
+        return [without_answer(answer) for answer in answers]
+
+    before, first = told(rig), site.steps(execution)["First"]
+
+    rig = machine.restart(signal.SIGKILL)
+    site = pipelines.Site(rig)
+
+    assert told(rig) == before
+    sagemaker = rig.client("sagemaker")
+    assert "words" in processing.logged(rig, done)
+    for name in (cut, site.steps(execution)["Then"]["Metadata"]["ProcessingJob"]["Arn"].rpartition("/")[2]):
+        failed = sagemaker.describe_processing_job(ProcessingJobName=name)
+        assert failed["ProcessingJobStatus"] == "Failed"
+        assert "ended while the processing job was running" in failed["FailureReason"]
+    assert site.describe(execution)["PipelineExecutionStatus"] == "Failed"
+    assert site.steps(execution)["First"] == first
+    assert site.steps(execution)["Then"]["StepStatus"] == "Failed"
+    with pytest.raises(ClientError, match="already exists"):
+        sagemaker.create_hyper_parameter_tuning_job(HyperParameterTuningJobName=tuned, **search)
+    sagemaker.delete_hyper_parameter_tuning_job(HyperParameterTuningJobName=tuned)
 
 
 def _secondary(rig: Rig, job: str) -> str:

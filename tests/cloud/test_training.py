@@ -526,6 +526,25 @@ def test_jobs_are_listed_in_pages_with_filters(rig: Rig) -> None:
         rig.client("sagemaker").list_training_jobs(NextToken="nonsense")
 
 
+def test_a_job_that_is_over_can_be_deleted_and_its_name_used_again(rig: Rig) -> None:
+    sagemaker = rig.client("sagemaker")
+    asked = request(rig, "import time; time.sleep(600)")
+    name = asked["TrainingJobName"]
+    sagemaker.create_training_job(**asked)
+    with pytest.raises(ClientError, match=r"ResourceInUse.*can be deleted"):
+        sagemaker.delete_training_job(TrainingJobName=name)
+    sagemaker.stop_training_job(TrainingJobName=name)
+    finish(rig, name)
+
+    sagemaker.delete_training_job(TrainingJobName=name)
+
+    with pytest.raises(ClientError, match="not found"):
+        sagemaker.describe_training_job(TrainingJobName=name)
+    asked["HyperParameters"] = {**asked["HyperParameters"], "sagemaker_submit_directory": "s3://nowhere/source.tar.gz"}
+    sagemaker.create_training_job(**asked)
+    assert finish(rig, name)["TrainingJobStatus"] == "Failed"
+
+
 def test_a_job_that_does_not_exist_is_not_found(rig: Rig) -> None:
     for operation in ("describe_training_job", "stop_training_job"):
         with pytest.raises(ClientError, match="Requested resource not found"):

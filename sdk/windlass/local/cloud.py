@@ -90,7 +90,8 @@ class Cloud:
         """
         from windlass.local import s3
 
-        for leftover in ("jobs", "endpoints"):  # of processes that are no more
+        # Of processes that are no more.
+        for leftover in ("jobs", "processing-jobs", "transform-jobs", "hyper-parameter-tuning-jobs", "endpoints"):
             shutil.rmtree(self.state / leftover, ignore_errors=True)
         self.snapshot.load(extend)
         s3.restore(self)
@@ -99,6 +100,10 @@ class Cloud:
         self.events.restore()
         self.jobs.restore()
         self.hosting.restore()
+        self.processing.restore()
+        self.transform.restore()
+        self.tuning.restore()
+        self.pipelines.restore()
         self.snapshot.start()
 
     def tag(self, arn: str, tags: dict[str, str] | None) -> None:

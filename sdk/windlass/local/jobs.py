@@ -40,6 +40,7 @@ from windlass.local.checkpoints import Checkpoints
 from windlass.local.cluster import Host
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.faults import Fault
+from windlass.local.lifecycle import INTERRUPTED
 from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import Container
@@ -94,9 +95,6 @@ SAVED = (
     "trained",
     "exceeded",
     "metrics",
-)
-INTERRUPTED = (
-    "InternalServerError: The local cloud ended while the job was running. Create it again under another name."
 )
 ECHOED = (
     "TrainingJobName",
@@ -274,7 +272,7 @@ class TrainingJobs:
             job = TrainingJob(folder=self._cloud.state / "jobs" / region / name, **record)
             self._jobs[region, name.lower()] = job
             if job.status not in TERMINAL:
-                self._finish(job, "Failed", "Failed", INTERRUPTED)
+                self._finish(job, "Failed", "Failed", INTERRUPTED.format("training job"))
             job.done.set()
 
     def _save(self, job: TrainingJob) -> None:
@@ -369,6 +367,19 @@ class TrainingJobs:
                 )
             if job.status != "Stopping":
                 self._stop(job)
+
+    def delete(self, region: str, name: str) -> None:
+        """DeleteTrainingJob: only what is over can be deleted. Its artifacts and logs stay."""
+        with self._change:
+            job = self._find(region, name)
+            if not job.done.is_set():
+                raise Fault(
+                    "ResourceInUse",
+                    f"The request was rejected because the training job is in status {job.status}: only a training job in"
+                    f" status {', '.join(TERMINAL)} can be deleted.",
+                )
+            del self._jobs[region, name.lower()]
+            self._saved.delete(f"{region}/{name.lower()}")
 
     def interrupt(self, name: str, *, region: str | None = None, capacity_after_seconds: float = 0.0) -> None:
         """Take a job's spot instances away: SIGTERM, Interrupted, and from Starting on again when there is capacity.
@@ -928,6 +939,10 @@ class TrainingOperations:
 
     def stop_training_job(self) -> ActionResult:
         clouds.current().jobs.stop(self.region, self.params["TrainingJobName"])
+        return EmptyResult()
+
+    def delete_training_job(self) -> ActionResult:
+        clouds.current().jobs.delete(self.region, self.params["TrainingJobName"])
         return EmptyResult()
 
 

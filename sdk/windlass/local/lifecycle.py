@@ -40,6 +40,10 @@ STOP_GRACE_SECONDS = 120.0
 
 REASON_CHARACTERS = 1024
 TERMINAL = ("Completed", "Failed", "Stopped")
+INTERRUPTED = (
+    "InternalServerError: The local cloud ended while the {} was running. Create it again under another name."
+)
+"""FailureReason of what a server did not live to finish."""
 
 
 class Failed(Exception):
@@ -77,6 +81,8 @@ class Job:
     children: list[Child] = field(default_factory=list)
 
 
+SAVED = ("request", "region", "name", "arn", "created", "modified", "status", "started", "ended", "failure")
+
 J = TypeVar("J", bound=Job)
 
 
@@ -86,12 +92,15 @@ class Jobs(abc.ABC, Generic[J]):
     Attributes:
         kind: as the members of the API have it: ``ProcessingJob`` in ``ProcessingJobName``.
         noun: as AWS's messages have it.
+        record: the class of one job.
+        saved: what of a job outlives a restart.
         slots: how many run at a time; None for no bound. The others wait.
     """
 
     kind: ClassVar[str]
     noun: ClassVar[str]
     record: ClassVar[type[Any]] = Job
+    saved: ClassVar[tuple[str, ...]] = SAVED
 
     def __init__(
         self, cloud: Cloud, *, slots: int | None = os.cpu_count() or 1, stop_grace_seconds: float = STOP_GRACE_SECONDS
@@ -101,7 +110,21 @@ class Jobs(abc.ABC, Generic[J]):
         self.stop_grace_seconds = stop_grace_seconds
         self.change = threading.Condition(threading.RLock())
         self._jobs: dict[tuple[str, str], J] = {}
+        self._table = cloud.database.table(f"{self._slug}s")
         self._running = 0
+        self._closing = False
+
+    def restore(self) -> None:
+        """Put back the jobs of an earlier server. What it did not finish has failed."""
+        for record in self._table.values():
+            job: J = self.record(folder=self._folder(record["region"], record["name"]), **record)
+            self._jobs[job.region, job.name.lower()] = job
+            job.done.set()
+            if job.status not in TERMINAL:
+                job.status, job.failure = "Failed", INTERRUPTED.format(self.noun)
+                job.ended = job.modified = self.now()
+                self.save(job)
+                self._announce(job)
 
     # What a kind of job must say
 
@@ -143,8 +166,7 @@ class Jobs(abc.ABC, Generic[J]):
         name = str(request[f"{self.kind}Name"])
         now = self.now()
         arn = f"arn:aws:sagemaker:{region}:{clouds.ACCOUNT}:{self._slug}/{name.lower()}"
-        folder = self.cloud.state / f"{self._slug}s" / region / name
-        job: J = self.record(request, region, name, arn, folder, created=now, modified=now)
+        job: J = self.record(request, region, name, arn, self._folder(region, name), created=now, modified=now)
         with self.change:
             if (region, name.lower()) in self._jobs:
                 raise Fault(
@@ -153,6 +175,7 @@ class Jobs(abc.ABC, Generic[J]):
                     f" this name already exists ({arn})",
                 )
             self._jobs[region, name.lower()] = job
+            self.save(job)
         self._announce(job)
         threading.Thread(target=self._run, args=(job,), name=f"{self._slug}-{name}", daemon=True).start()
         return arn
@@ -177,6 +200,7 @@ class Jobs(abc.ABC, Generic[J]):
                 return
             job.status, job.modified = "Stopping", self.now()
             job.stopping.set()
+            self.save(job)
             self.change.notify_all()
         self._announce(job)
         self.interrupt(job)
@@ -187,11 +211,12 @@ class Jobs(abc.ABC, Generic[J]):
             job = self.find(region, name)
             if job.status not in TERMINAL:
                 raise Fault(
-                    "ValidationException",
+                    "ResourceInUse",
                     f"The request was rejected because the {self.noun} is in status {job.status}: only a {self.noun} in"
                     f" status {', '.join(TERMINAL)} can be deleted.",
                 )
             del self._jobs[region, name.lower()]
+            self._table.delete(_key(job))
 
     def wait(self, region: str, name: str, timeout: float | None) -> str:
         """The job's status once it is over, or after that many seconds."""
@@ -204,10 +229,12 @@ class Jobs(abc.ABC, Generic[J]):
         self.close()
         with self.change:
             self._jobs.clear()
+            self._closing = False
 
     def close(self) -> None:
         """End every job at once."""
         with self.change:
+            self._closing = True
             unfinished = [job for job in self._jobs.values() if not job.done.is_set()]
             for job in unfinished:
                 job.status = "Stopping"
@@ -232,8 +259,17 @@ class Jobs(abc.ABC, Generic[J]):
         with self.change:
             return [job for (home, _), job in self._jobs.items() if home == region]
 
+    def save(self, job: J) -> None:
+        """Keep what a later server is to know. Called with every change that a client can see."""
+        known = self._jobs.get((job.region, job.name.lower())) is job
+        if known and not self._closing:  # what happens to a job after that is not its own doing
+            self._table.save(_key(job), {name: getattr(job, name) for name in self.saved})
+
     def now(self) -> float:
         return self.cloud.clock.now()
+
+    def _folder(self, region: str, name: str) -> Path:
+        return self.cloud.state / f"{self._slug}s" / region / name
 
     @property
     def _slug(self) -> str:
@@ -247,6 +283,7 @@ class Jobs(abc.ABC, Generic[J]):
             with self._slot(job):
                 with self.change:
                     job.started = job.modified = self.now()
+                    self.save(job)
                 self.work(job)
         except Stopped as stopped:
             status, reason = "Stopped", str(stopped)
@@ -263,6 +300,7 @@ class Jobs(abc.ABC, Generic[J]):
                     status, reason = "Stopped", ""
                 job.ended = job.modified = self.now()
                 job.status, job.failure = status, reason[:REASON_CHARACTERS] or None
+                self.save(job)
                 self.change.notify_all()
             job.done.set()
             self._announce(job)
@@ -298,6 +336,10 @@ class Jobs(abc.ABC, Generic[J]):
                 "detail": {**_jsonable(detail), "Tags": self.cloud.tags.get(job.arn.lower(), {})},
             },
         )
+
+
+def _key(job: Job) -> str:
+    return f"{job.region}/{job.name.lower()}"
 
 
 def terminate(child: Child, grace_seconds: float) -> None:

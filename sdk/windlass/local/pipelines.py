@@ -72,6 +72,22 @@ class Pipeline:
     tokens: dict[str, str] = field(default_factory=dict)
 
 
+_SAVED_OF_PIPELINE = ("region", "name", "arn", "request", "text", "created", "modified", "last_run", "tokens")
+_SAVED_OF_EXECUTION = ("id", "request", "text", "parameters", "created", "modified", "status", "failure")
+_SAVED_OF_RUN = (
+    "started",
+    "status",
+    "ended",
+    "failure",
+    "made",
+    "arn",
+    "properties",
+    "outcome",
+    "message",
+    "attempts",
+)
+
+
 @dataclass(eq=False)
 class StepRun:
     """One step of an execution, since it has started.
@@ -182,7 +198,54 @@ class Pipelines:
         self._change = threading.Condition(threading.RLock())
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
         self._executions: dict[str, Execution] = {}
+        self._kept_pipelines = cloud.database.table("pipelines")
+        self._kept_executions = cloud.database.table("pipeline-executions")
         self._closing = False
+
+    def restore(self) -> None:
+        """Put back the pipelines of an earlier server, and their executions. What it did not finish has failed."""
+        for record in self._kept_pipelines.values():
+            pipeline = Pipeline(definition=definitions.parse(record["text"]), **record)
+            self._pipelines[pipeline.region, pipeline.name.lower()] = pipeline
+        for record in self._kept_executions.values():
+            pipeline = self._pipelines[record.pop("region"), record.pop("pipeline")]
+            runs, tokens = record.pop("runs"), set(record.pop("tokens"))
+            definition = definitions.parse(record["text"])
+            execution = Execution(pipeline, definition=definition, tokens=tokens, **record)
+            execution.runs = {name: StepRun(definition.steps[name], **run) for name, run in runs.items()}
+            execution.done.set()
+            self._executions[execution.arn] = execution
+            if execution.status in ("Executing", "Stopping"):
+                self._fail_interrupted(execution)
+
+    def _fail_interrupted(self, execution: Execution) -> None:
+        before = execution.status
+        with self._change:
+            for run in execution.runs.values():
+                if not run.over:
+                    run.status, run.ended = "Failed", self._now()
+                    run.failure = "InternalServerError: The local cloud ended while the step was running."
+            execution.failure = (
+                "The local cloud ended while the pipeline was running. Go on with RetryPipelineExecution."
+            )
+            self._become(execution, "Failed")
+        self._announce(execution, before)
+
+    def _save_pipeline(self, pipeline: Pipeline) -> None:
+        key = f"{pipeline.region}/{pipeline.name.lower()}"
+        self._kept_pipelines.save(key, {name: getattr(pipeline, name) for name in _SAVED_OF_PIPELINE})
+
+    def _save(self, execution: Execution) -> None:
+        """Keep what a later server is to know. Called with every change that a client can see."""
+        if self._closing or self._executions.get(execution.arn) is not execution:
+            return  # what happens to it after that is not its own doing
+        record = {name: getattr(execution, name) for name in _SAVED_OF_EXECUTION}
+        record |= {"region": execution.pipeline.region, "pipeline": execution.pipeline.name.lower()}
+        record["tokens"] = sorted(execution.tokens)
+        record["runs"] = {
+            name: {member: getattr(run, member) for member in _SAVED_OF_RUN} for name, run in execution.runs.items()
+        }
+        self._kept_executions.save(execution.arn, record)
 
     # -- pipelines ----------------------------------------------------------------------------------------------------
 
@@ -204,9 +267,9 @@ class Pipelines:
                     f"Pipeline names must be unique within an AWS account and region. Pipeline with name ({name}) already"
                     " exists.",
                 )
-            self._pipelines[region, name.lower()] = Pipeline(
-                region, name, arn, dict(request), text, definition, now, now
-            )
+            pipeline = Pipeline(region, name, arn, dict(request), text, definition, now, now)
+            self._pipelines[region, name.lower()] = pipeline
+            self._save_pipeline(pipeline)
         return arn
 
     def update(self, region: str, request: Mapping[str, Any]) -> str:
@@ -219,6 +282,7 @@ class Pipelines:
                 pipeline.text, pipeline.definition = _read_definition(request)
             pipeline.request |= {name: value for name, value in request.items() if name != "PipelineName"}
             pipeline.modified = self._now()
+            self._save_pipeline(pipeline)
             return pipeline.arn
 
     def describe(self, region: str, name: str) -> dict[str, Any]:
@@ -272,7 +336,9 @@ class Pipelines:
                 )
             for each in mine:
                 del self._executions[each.arn]
-            del self._pipelines[region, pipeline.name.lower()]
+                self._kept_executions.delete(each.arn)
+            del self._pipelines[pipeline.region, pipeline.name.lower()]
+            self._kept_pipelines.delete(f"{pipeline.region}/{pipeline.name.lower()}")
             return pipeline.arn
 
     # -- executions ---------------------------------------------------------------------------------------------------
@@ -305,6 +371,8 @@ class Pipelines:
             pipeline.last_run = now
             pipeline.tokens[token] = execution.arn
             self._executions[execution.arn] = execution
+            self._save_pipeline(pipeline)
+            self._save(execution)
         self._launch(execution, "")
         return execution.arn
 
@@ -363,6 +431,7 @@ class Pipelines:
         with self._change:
             execution = self._execution(request["PipelineExecutionArn"])
             execution.request = {**execution.request, **request}
+            self._save(execution)
             self._change.notify_all()
             return execution.arn
 
@@ -474,6 +543,7 @@ class Pipelines:
                 ready = [step for step in execution.definition.steps.values() if self._may_start(execution, step)]
                 for step in ready[: max(0, execution.parallel - running)]:
                     run = execution.runs[step.name] = StepRun(step, self._now())
+                    self._save(execution)
                     threading.Thread(
                         target=self._run_step, args=(execution, run), name=f"step-{step.name}", daemon=True
                     ).start()
@@ -526,6 +596,7 @@ class Pipelines:
                 status, failure = "Stopped", None
             run.status, run.ended = status, self._now()
             run.failure = failure[:REASON_CHARACTERS] if failure else None
+            self._save(execution)
             self._change.notify_all()
 
     def _do(self, execution: Execution, run: StepRun) -> None:
@@ -556,6 +627,7 @@ class Pipelines:
             stopping = run.status == "Stopping"
             if not stopping:
                 run.status = "Executing"
+            self._save(execution)
         if stopping:  # the request to stop came while it was being created
             self._stop_step(execution, run)
         if step.kind in _METADATA:
@@ -636,6 +708,7 @@ class Pipelines:
 
     def _become(self, execution: Execution, status: str) -> None:
         execution.status, execution.modified = status, self._now()
+        self._save(execution)
         self._change.notify_all()
 
     def _announce(self, execution: Execution, before: str) -> None:

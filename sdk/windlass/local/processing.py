@@ -30,6 +30,7 @@ from windlass.local.containers import s3_uri
 from windlass.local.faults import Fault
 from windlass.local.lifecycle import (
     REASON_CHARACTERS,
+    SAVED,
     Failed,
     Job,
     Jobs,
@@ -102,6 +103,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
     kind = "ProcessingJob"
     noun = "processing job"
     record = ProcessingJob
+    saved = (*SAVED, "exit_message")
     _blocks = itertools.count(FIRST_BLOCK)
 
     def describe(self, region: str, name: str) -> dict[str, Any]:

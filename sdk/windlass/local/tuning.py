@@ -25,7 +25,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from windlass.local import cloud as clouds
 from windlass.local import roles, training_request
 from windlass.local.faults import Fault
-from windlass.local.lifecycle import TERMINAL, Failed, Job, Jobs, Stopped, not_here, when
+from windlass.local.lifecycle import SAVED, TERMINAL, Failed, Job, Jobs, Stopped, not_here, when
 from windlass.local.listing import select
 from windlass.local.search import HYPERBAND_RESOURCES, Range, Search, Trial, parse_ranges, require_optuna
 
@@ -71,11 +71,25 @@ class Definition:
         return self.objective["Type"] == "Maximize"
 
 
+# What counts of a training job's description once it is over.
+TOLD = (
+    "TrainingJobArn",
+    "TrainingJobStatus",
+    "CreationTime",
+    "TrainingStartTime",
+    "TrainingEndTime",
+    "FinalMetricDataList",
+    "FailureReason",
+)
+
+
 @dataclass(eq=False)
 class Child:
     """One training job of a tuning job.
 
     Attributes:
+        values: the hyperparameters that were chosen for it.
+        trial: the search's own; None for one of an earlier server.
         over: it has ended, and the search knows.
         early: the search had it stopped.
         told: its description at its end.
@@ -83,7 +97,8 @@ class Child:
 
     name: str
     definition: Definition
-    trial: Trial
+    values: Mapping[str, str]
+    trial: Trial | None = None
     over: bool = False
     early: bool = False
     told: Mapping[str, Any] | None = None
@@ -115,11 +130,41 @@ class TuningJobs(Jobs[TuningJob]):
     kind = "HyperParameterTuningJob"
     noun = "hyperparameter tuning job"
     record = TuningJob
+    saved = (*SAVED, "not_improving")
 
     def __init__(self, cloud: clouds.Cloud, **settings: Any) -> None:
         super().__init__(cloud, slots=None, **settings)  # it only waits: its children have slots
+        self._trials = cloud.database.table("hyper-parameter-tuning-trials")
         self._children: dict[tuple[str, str], tuple[TuningJob, Child]] = {}
         cloud.jobs.on_metric.append(self._measured)
+
+    def restore(self) -> None:
+        super().restore()
+        for record in self._trials.values():
+            job = self._jobs[record["region"], record["job"]]
+            job.definitions = job.definitions or _definitions(job.request)
+            child = Child(record["name"], job.definitions[record["definition"]], record["values"], over=True)
+            child.told = record["told"] or _told(self.cloud.jobs.describe(job.region, child.name))
+            job.family.append(child)
+
+    def delete(self, region: str, name: str) -> None:
+        job = self.find(region, name)
+        super().delete(region, name)
+        for child in job.family:
+            self._trials.delete(_key(job, child))
+
+    def _save_child(self, job: TuningJob, child: Child) -> None:
+        if self._closing:
+            return
+        record = {
+            "region": job.region,
+            "job": job.name.lower(),
+            "name": child.name,
+            "definition": job.definitions.index(child.definition),
+            "values": child.values,
+            "told": child.told,
+        }
+        self._trials.save(_key(job, child), record)
 
     # The answers
 
@@ -209,7 +254,7 @@ class TuningJobs(Jobs[TuningJob]):
                     "TrainingStartTime": told.get("TrainingStartTime"),
                     "TrainingEndTime": told.get("TrainingEndTime"),
                     "TrainingJobStatus": told["TrainingJobStatus"],
-                    "TunedHyperParameters": dict(child.trial.values),
+                    "TunedHyperParameters": dict(child.values),
                     "FailureReason": told.get("FailureReason"),
                     "FinalHyperParameterTuningJobObjectiveMetric": None
                     if value is None
@@ -397,26 +442,28 @@ class TuningJobs(Jobs[TuningJob]):
         if trial is None:
             return False
         name = f"{job.name}-{len(job.family) + 1:03d}-{uuid.uuid4().hex[:8]}"
-        child = Child(name, definition, trial)
+        child = Child(name, definition, trial.values, trial)
         self._children[job.region, name] = (job, child)
         arn = self.cloud.jobs.create(job.region, _request(definition, name, trial.values, job.arn))
         self.cloud.tag(arn, dict(self.cloud.tags.get(job.arn.lower(), {})))
         job.family.append(child)
-        threading.Thread(target=self._watch, args=(job, child), name=f"watch-{name}", daemon=True).start()
+        self._save_child(job, child)
+        threading.Thread(target=self._watch, args=(job, child, trial), name=f"watch-{name}", daemon=True).start()
         return True
 
-    def _watch(self, job: TuningJob, child: Child) -> None:
+    def _watch(self, job: TuningJob, child: Child, trial: Trial) -> None:
         """Wait for a child's end, and tell the search."""
         self.cloud.jobs.wait(job.region, child.name, None)
         try:
-            child.told = told = self.cloud.jobs.describe(job.region, child.name)
+            child.told = told = _told(self.cloud.jobs.describe(job.region, child.name))
         except Fault:
             told = {"TrainingJobStatus": "Stopped"}  # the cloud was reset meanwhile
         with self.change:
             assert child.definition.search is not None
             value = _objective(told, child.definition.metric) if told["TrainingJobStatus"] != "Failed" else None
-            child.definition.search.tell(child.trial, value, stopped=told["TrainingJobStatus"] == "Stopped")
+            child.definition.search.tell(trial, value, stopped=told["TrainingJobStatus"] == "Stopped")
             child.over = True
+            self._save_child(job, child)
             self._children.pop((job.region, child.name), None)
             self.change.notify_all()
 
@@ -427,6 +474,7 @@ class TuningJobs(Jobs[TuningJob]):
             if job is None or child is None or child.over or child.early or metric != child.definition.metric:
                 return
             assert child.definition.search is not None
+            assert child.trial is not None
             child.early = child.definition.search.report(child.trial, value)
         if child.early:
             self._stop_child(job, name)
@@ -575,6 +623,14 @@ def _resources(config: Mapping[str, Any]) -> tuple[int, int]:
     given = (config.get("StrategyConfig") or {}).get("HyperbandStrategyConfig") or {}
     low = given.get("MinResource", HYPERBAND_RESOURCES[0])
     return low, given.get("MaxResource", max(low, HYPERBAND_RESOURCES[1]))
+
+
+def _key(job: TuningJob, child: Child) -> str:
+    return f"{job.region}/{job.name.lower()}/{child.name}"
+
+
+def _told(description: Mapping[str, Any]) -> dict[str, Any]:
+    return {member: description[member] for member in TOLD if description.get(member) is not None}
 
 
 def _objective(told: Mapping[str, Any], metric: str) -> float | None:

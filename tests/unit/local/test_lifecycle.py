@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.local.manual_clock import ManualClock
+from windlass.local.database import Database
 from windlass.local.faults import Fault
 from windlass.local.lifecycle import Failed, Job, Jobs, Stopped, algorithm_error, when
 
@@ -34,6 +35,7 @@ class SmallCloud:
         self.clock = ManualClock()
         self.events = Events()
         self.tags: dict[str, dict[str, str]] = {}
+        self.database = Database(state / "state.sqlite")
 
 
 class Errands(Jobs[Job]):
@@ -45,6 +47,7 @@ class Errands(Jobs[Job]):
     def __init__(self, cloud: SmallCloud, **settings: Any) -> None:
         super().__init__(cloud, **settings)  # type: ignore[arg-type]
         self.let_go = threading.Event()
+        self.raised: Exception | None = None
 
     def check(self, region: str, request: Mapping[str, Any]) -> None:
         if "Bad" in request:
@@ -55,8 +58,8 @@ class Errands(Jobs[Job]):
         while not self.let_go.wait(0.01):
             if job.stopping.is_set():
                 raise Stopped
-        if "Raise" in job.request:
-            raise job.request["Raise"]
+        if self.raised:
+            raise self.raised
 
     def describe(self, region: str, name: str) -> dict[str, Any]:
         job = self.find(region, name)
@@ -76,8 +79,10 @@ class Errands(Jobs[Job]):
 
 
 @pytest.fixture
-def cloud(tmp_path: Path) -> SmallCloud:
-    return SmallCloud(tmp_path)
+def cloud(tmp_path: Path) -> Iterator[SmallCloud]:
+    cloud = SmallCloud(tmp_path)
+    yield cloud
+    cloud.database.close()
 
 
 @pytest.fixture
@@ -114,8 +119,9 @@ def test_jobs_beyond_the_slots_wait_and_can_be_stopped_there(errands: Errands) -
 )
 def test_every_end_is_a_state_with_a_reason(errands: Errands, raised: Exception, status: str, reason: str) -> None:
     errands.let_go.set()
+    errands.raised = raised
 
-    errands.create(REGION, {"ErrandName": "one", "Raise": raised})
+    errands.create(REGION, {"ErrandName": "one"})
 
     assert errands.wait(REGION, "one", 10) == status
     assert errands.describe(REGION, "one")["FailureReason"].startswith(reason)
@@ -170,6 +176,29 @@ def test_reset_ends_and_forgets_every_job(errands: Errands) -> None:
     errands.reset()
 
     assert errands.list(REGION, {})["ErrandSummaries"] == []
+
+
+def test_the_next_server_knows_what_has_ended_and_fails_what_has_not(errands: Errands, cloud: SmallCloud) -> None:
+    errands.let_go.set()
+    errands.create(REGION, {"ErrandName": "ended", "Size": 3})
+    errands.create(REGION, {"ErrandName": "deleted"})
+    errands.wait(REGION, "deleted", 10)
+    errands.delete(REGION, "deleted")
+    errands.wait(REGION, "ended", 10)
+    errands.let_go.clear()
+    errands.create(REGION, {"ErrandName": "running"})
+    before = errands.describe(REGION, "ended")
+    errands.close()
+
+    later = Errands(cloud)
+    later.restore()
+
+    assert later.describe(REGION, "ended") == before
+    assert later.find(REGION, "ended").request == {"ErrandName": "ended", "Size": 3}
+    assert later.wait(REGION, "running", 0) == "Failed"
+    assert "ended while the errand was running" in later.describe(REGION, "running")["FailureReason"]
+    assert len(later.list(REGION, {})["ErrandSummaries"]) == 2
+    assert cloud.events.seen[-1]["detail"]["ErrandStatus"] == "Failed"
 
 
 def test_a_failure_says_the_exception_first_and_the_exit_code_last() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.local.manual_clock import ManualClock
+from windlass.local.database import Database
 from windlass.local.faults import Fault
 from windlass.local.pipelines import Pipelines
 
@@ -30,9 +32,10 @@ class Events:
 class SmallCloud:
     """As much of a cloud as pipelines need that start no jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Path) -> None:
         self.clock = ManualClock()
         self.events = Events()
+        self.database = Database(state / "state.sqlite")
 
 
 class Service:
@@ -64,8 +67,10 @@ def service() -> Service:
 
 
 @pytest.fixture
-def cloud() -> SmallCloud:
-    return SmallCloud()
+def cloud(tmp_path: Path) -> Iterator[SmallCloud]:
+    cloud = SmallCloud(tmp_path)
+    yield cloud
+    cloud.database.close()
 
 
 @pytest.fixture
@@ -194,3 +199,33 @@ def test_an_execution_keeps_the_definition_that_it_started_with(pipelines: Pipel
     assert pipelines.wait(execution, 10) == "Succeeded"
     assert '"A"' in pipelines.describe_definition(execution)["PipelineDefinition"]
     assert pipelines.describe(REGION, "Retrain")["PipelineDefinition"] == text
+
+
+def test_the_next_server_goes_on_where_a_retry_asks_it_to(
+    pipelines: Pipelines, service: Service, cloud: SmallCloud
+) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    def before(params: Mapping[str, Any]) -> None:
+        if "-B-" in params["ModelName"]:
+            running.set()
+            assert go_on.wait(10)
+
+    service.before = before
+    arn = create(pipelines, model("A"), model("B", DependsOn=["A"]), model("C", DependsOn=["B"]))
+    execution = pipelines.start(arn, {"Role": "given"}, "token")
+    assert running.wait(10)
+    pipelines.close()
+
+    later = Pipelines(cloud, service)  # type: ignore[arg-type]
+    later.restore()
+    go_on.set()
+
+    assert later.describe(REGION, "Retrain")["PipelineDefinition"] == pipelines.describe(REGION, "Retrain")["PipelineDefinition"]
+    assert "local cloud ended" in later.describe_execution(execution)["FailureReason"]
+    assert statuses(later, execution) == {"A": "Succeeded", "B": "Failed"}
+    assert later.start(arn, {"Role": "given"}, "token") == execution
+    later.retry_execution({"PipelineExecutionArn": execution, "ClientRequestToken": "retry"})
+    assert later.wait(execution, 10) == "Succeeded"
+    assert [name.split("-")[2] for name in service.models].count("A") == 1
+    assert all(made["ExecutionRoleArn"] == "given" for made in service.models.values())
