@@ -370,15 +370,16 @@ class TrainingJobs:
 
     def delete(self, region: str, name: str) -> None:
         """DeleteTrainingJob: only what is over can be deleted. Its artifacts and logs stay."""
+        job = self._find(region, name)
+        if job.status not in TERMINAL:
+            raise Fault(
+                "ResourceInUse",
+                f"The request was rejected because the training job is in status {job.status}: only a training job in"
+                f" status {', '.join(TERMINAL)} can be deleted.",
+            )
+        job.done.wait()  # its folder may be that of the next one of this name
         with self._change:
-            job = self._find(region, name)
-            if not job.done.is_set():
-                raise Fault(
-                    "ResourceInUse",
-                    f"The request was rejected because the training job is in status {job.status}: only a training job in"
-                    f" status {', '.join(TERMINAL)} can be deleted.",
-                )
-            del self._jobs[region, name.lower()]
+            self._jobs.pop((region, name.lower()), None)
             self._saved.delete(f"{region}/{name.lower()}")
 
     def interrupt(self, name: str, *, region: str | None = None, capacity_after_seconds: float = 0.0) -> None:

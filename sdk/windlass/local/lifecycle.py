@@ -40,9 +40,7 @@ STOP_GRACE_SECONDS = 120.0
 
 REASON_CHARACTERS = 1024
 TERMINAL = ("Completed", "Failed", "Stopped")
-INTERRUPTED = (
-    "InternalServerError: The local cloud ended while the {} was running. Create it again under another name."
-)
+INTERRUPTED = "InternalServerError: The local cloud ended while the {} was running. Create it again under another name."
 """FailureReason of what a server did not live to finish."""
 
 
