@@ -18,8 +18,9 @@ from urllib.parse import unquote
 from windlass.local.capture import Capture, Exchange
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
-from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Router, Unanswered
+from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Unanswered
 from windlass.local.metering import Meter, Sample
+from windlass.local.router import Router
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024

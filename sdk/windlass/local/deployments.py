@@ -6,7 +6,6 @@ they change. ``hosting.py`` decides what is to happen; the processes are in `fle
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import logging
@@ -26,11 +25,12 @@ from windlass.local.dataplane import LOG_GROUP
 from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, split, variants
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
-from windlass.local.fleet import Fleet, FleetFailed, Router, VariantSpec
+from windlass.local.fleet import Fleet, FleetFailed, VariantSpec
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
 from windlass.local.processes import Child
-from windlass.local.rollout import Rollout
+from windlass.local.rollout import Counts, Policy, Rollout
+from windlass.local.router import Router, Share, share_of
 from windlass.local.utilisation import ENDPOINTS, Usage
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,14 @@ class Deployed:
 
 @dataclass
 class Endpoint:
-    """A live endpoint. While it changes, ``pending`` is what it changes to."""
+    """A live endpoint.
+
+    Attributes:
+        live: what it runs.
+        pending: what it changes to, while it changes.
+        left_over: what it should have changed to: it still serves beside ``live``, because going back failed, too.
+        before: where the traffic went before the change.
+    """
 
     region: str
     name: str
@@ -68,6 +75,8 @@ class Endpoint:
     modified: datetime
     live: Deployed | None = None
     pending: Deployed | None = None
+    left_over: Deployed | None = None
+    before: list[tuple[Fleet, Share]] = field(default_factory=list)
     failure: str | None = None
     deployment: dict[str, Any] | None = None
     rollout: Rollout | None = None
@@ -78,9 +87,14 @@ class Endpoint:
         """Whether a deployment with a DeploymentConfig has touched it: its metrics then tell the fleets apart."""
         return self.deployment is not None
 
+    @property
+    def deployed(self) -> list[Deployed]:
+        """All that runs for it."""
+        return [each for each in (self.live, self.pending, self.left_over) if each]
+
     def capture_of(self, fleet: Fleet) -> Capture | None:
         """Where the traffic of that fleet is captured."""
-        return next((each.capture for each in (self.live, self.pending) if each and each.fleet is fleet), None)
+        return next((each.capture for each in self.deployed if each.fleet is fleet), None)
 
 
 class Deployments:
@@ -145,20 +159,17 @@ class Deployments:
         self.announce(endpoint)
 
     def resize(self, endpoint: Endpoint, fleet: Fleet, before: dict[str, Any], after: dict[str, Any]) -> None:
+        wanted = _counts(after)
         try:
-            for name, variant in variants(after).items():
-                fleet.resize(name, variant["InitialInstanceCount"], self.closed)
+            fleet.grow(wanted, self.closed)
             for name, variant in variants(after).items():
                 fleet.weights[name] = variant["InitialVariantWeight"]
+            fleet.shrink(wanted)
         except FleetFailed as error:
             with self.changed:
                 endpoint.failure = str(error)
-                counts = {name: len(fleet.instances(name)) for name in fleet.variants}
-                properties = copy.deepcopy(before)
-                for name, variant in variants(properties).items():
-                    variant["InitialInstanceCount"] = counts[name]
                 assert endpoint.live is not None
-                endpoint.live = replace(endpoint.live, properties=properties)
+                endpoint.live = replace(endpoint.live, properties=before)
         with self.changed:
             self.become(endpoint, "InService")
         self.announce(endpoint)
@@ -167,43 +178,75 @@ class Deployments:
         old, new = endpoint.live, endpoint.pending
         assert old is not None
         assert new is not None
+        there = _Moves(endpoint, gains=new.fleet, loses=old.fleet, shift_to=self._shift, abort=rollout.objection)
+        begun, endpoint.before = old.fleet.counts(), endpoint.router.shares
         try:
-            reason = rollout.objection()
-            if reason is None:
-                new.fleet.start(rollout.objection)
-                reason = rollout.run()
+            reason = rollout.run(rollout.policy.steps(begun, _counts(new.properties)), there)
         except FleetFailed as error:
             reason = str(error)
         except Exception as error:  # the old fleet stands by, whatever it was
             log.exception("The deployment of %s to endpoint %s", new.config.name, endpoint.name)
             reason = _internal(error)
         if reason is None:
-            self._retire(old)
             with self.changed:
-                endpoint.live, endpoint.pending = new, None
+                endpoint.router.assign((new.fleet, 1.0))
+            for each in (old, endpoint.left_over):
+                if each:
+                    self._retire(each)
+            with self.changed:
+                endpoint.live, endpoint.pending, endpoint.left_over = new, None, None
                 self.become(endpoint, "InService")
         else:
-            self._roll_back(endpoint, old, new, reason)
+            self._roll_back(endpoint, rollout.policy, begun, reason)
         self.announce(endpoint)
 
-    def _roll_back(self, endpoint: Endpoint, old: Deployed, new: Deployed, reason: str) -> None:
+    def _roll_back(self, endpoint: Endpoint, policy: Policy, begun: Counts, reason: str) -> None:
+        """Back to the live fleet, which had so many instances when the deployment began."""
+        old, new = endpoint.live, endpoint.pending
+        assert old is not None
+        assert new is not None
         with self.changed:
-            endpoint.router.assign((old.fleet, 1.0))
             endpoint.failure = reason
             self.become(endpoint, "RollingBack")
+            left = old.fleet.counts()
+            # What is left of the old fleet takes what it can bear at once; all of the traffic if all of it is left.
+            self._shift(endpoint, {name: 1 - left[name] / count if count else 0.0 for name, count in begun.items()})
+            # No alarm stops a rollback, and no limit: it is the way out of both.
+            rollback = endpoint.rollout = Rollout(
+                Policy(), clock=self._cloud.clock, alarm_states=dict, cancelled=self._closing.is_set
+            )
         self.announce(endpoint)
+        back = _Moves(endpoint, gains=old.fleet, loses=new.fleet, shift_to=self._shift, abort=self.closed)
+        steps = policy.steps_back(left=left, old=begun, new=new.fleet.counts())
+        try:
+            failed = rollback.run(steps, back)
+        except FleetFailed as error:
+            failed = str(error)
+        if failed is not None:
+            # As the reference says of UpdateRollbackFailed: both fleets go on serving. The next update replaces them.
+            with self.changed:
+                endpoint.failure = f"{reason} The rollback failed, too: {failed}"
+                stray, endpoint.left_over = endpoint.left_over, new
+                endpoint.pending = None
+                self.become(endpoint, "UpdateRollbackFailed")
+                if stray:
+                    kept = [(fleet, share) for fleet, share in endpoint.router.shares if fleet is not stray.fleet]
+                    endpoint.router.assign(*kept)
+            if stray:
+                self._retire(stray)
+            return
+        with self.changed:
+            endpoint.router.assign(*endpoint.before)
         self._retire(new)
-        recovered = old.fleet.wait_healthy(
-            RECOVERY_SECONDS
-        )  # if what broke the new one broke it, too, it is being restarted
+        # If what broke the new fleet broke the old one, too, that is being restarted.
+        recovered = old.fleet.wait_healthy(RECOVERY_SECONDS)
         with self.changed:
             endpoint.pending = None
-            self.become(endpoint, "InService" if recovered else "UpdateRollbackFailed")
+            self.become(endpoint, "InService" if recovered and not endpoint.left_over else "UpdateRollbackFailed")
 
     def take_down(self, endpoint: Endpoint) -> None:
-        for deployed in (endpoint.live, endpoint.pending):
-            if deployed:
-                self._retire(deployed)
+        for deployed in endpoint.deployed:
+            self._retire(deployed)
         with self.changed:
             self.endpoints.pop((endpoint.region, endpoint.name), None)
             self.become(endpoint, "Deleted")
@@ -217,12 +260,16 @@ class Deployments:
             log.exception("Fleet %s did not end in order; its processes end with the local cloud", deployed.config.name)
         self._flush_capture(deployed)
 
-    def shift(self, endpoint: Endpoint, share: float) -> None:
+    def _shift(self, endpoint: Endpoint, shares: Mapping[str, float]) -> None:
+        """Send these shares of each variant's traffic to the pending fleet; the rest goes where it went before."""
         with self.changed:
-            assert endpoint.live is not None
             assert endpoint.pending is not None
-            endpoint.router.assign((endpoint.live.fleet, 1.0 - share), (endpoint.pending.fleet, share))
-        log.info("Endpoint %s: %.0f %% of the traffic on %s", endpoint.name, share * 100, endpoint.pending.config.name)
+            rest = [
+                (fleet, {name: share_of(share, name) * (1 - share_of(shares, name)) for name in fleet.variants})
+                for fleet, share in endpoint.before
+            ]
+            endpoint.router.assign(*rest, (endpoint.pending.fleet, shares))
+        log.info("Endpoint %s: %s of the traffic on %s", endpoint.name, shares, endpoint.pending.config.name)
 
     def spawn(self, endpoint: Endpoint, work: Callable[[Endpoint], None]) -> None:
         def run() -> None:
@@ -371,9 +418,7 @@ class Deployments:
         for thread in list(self._threads):
             thread.join(max(0.0, patience - time.monotonic()))
         with self.changed:
-            running = [
-                each for endpoint in self.endpoints.values() for each in (endpoint.live, endpoint.pending) if each
-            ]
+            running = [each for endpoint in self.endpoints.values() for each in endpoint.deployed]
             for endpoint in self.endpoints.values():
                 endpoint.router.assign()
         for deployed in running:
@@ -403,9 +448,7 @@ class Deployments:
     def _flush(self) -> None:
         self._meter.flush()
         with self.changed:
-            deployed = [
-                each for endpoint in self.endpoints.values() for each in (endpoint.live, endpoint.pending) if each
-            ]
+            deployed = [each for endpoint in self.endpoints.values() for each in endpoint.deployed]
         for each in deployed:
             self._flush_capture(each)
 
@@ -419,6 +462,30 @@ class Deployments:
 
     def closed(self) -> str | None:
         return "The local cloud was shut down." if self._closing.is_set() else None
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """What a rollout moves, and which way."""
+
+    endpoint: Endpoint
+    gains: Fleet
+    loses: Fleet
+    abort: Callable[[], str | None]
+    shift_to: Callable[[Endpoint, Mapping[str, float]], None]
+
+    def grow(self, counts: Counts) -> None:
+        self.gains.grow(counts, self.abort)
+
+    def shift(self, shares: Mapping[str, float]) -> None:
+        self.shift_to(self.endpoint, shares)
+
+    def shrink(self, counts: Counts) -> None:
+        self.loses.shrink(counts)
+
+
+def _counts(properties: Mapping[str, Any]) -> dict[str, int]:
+    return {name: int(variant["InitialInstanceCount"]) for name, variant in variants(properties).items()}
 
 
 def _internal(error: Exception) -> str:

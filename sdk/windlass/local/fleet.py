@@ -1,17 +1,15 @@
 """The model servers behind an endpoint: processes, their health, and who answers the next request.
 
 ``Fleet(...).start()`` runs InitialInstanceCount processes for each production variant and returns when all of them are healthy;
-``Router.route(variant)`` hands out the instance with the fewest outstanding requests; ``Fleet.stop()`` lets the outstanding
+``acquire(variant)`` hands out the instance with the fewest outstanding requests; ``Fleet.stop()`` lets the outstanding
 ones finish before any process ends. Health, drains and restarts run on real time whatever the cloud's clock says: processes do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import itertools
 import logging
-import math
 import os
 import random
 import shutil
@@ -24,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from windlass.local import environments
 from windlass.local.containers import FetchFailed
@@ -33,8 +31,6 @@ from windlass.local.logs import follow
 from windlass.local.processes import BASE, Child, Container, Keeper
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 Started = Callable[[str, Child, Path], None]
 
@@ -442,9 +438,8 @@ class Fleet:
         self._changed = threading.Condition()
         self._uses, self._numbers = itertools.count(1), itertools.count()
         self._keeper, self._open_log, self._started = keeper, open_log, started
-        self._instances: dict[str, list[Instance]] = {
-            spec.name: [self._instance(spec) for _ in range(spec.instances)] for spec in variants
-        }
+        self._instances: dict[str, list[Instance]] = {spec.name: [] for spec in variants}
+        self._starting: list[Instance] = []
 
     def _instance(self, spec: VariantSpec) -> Instance:
         folder = self.folder / spec.name / str(next(self._numbers))
@@ -464,7 +459,7 @@ class Fleet:
             FleetFailed: one of them is not; the others have been ended.
         """
         try:
-            self._bring_up(list(self), abort)
+            self.grow({name: spec.instances for name, spec in self.variants.items()}, abort)
         except BaseException:
             self.stop(drain_seconds=0, grace_seconds=1)
             raise
@@ -490,30 +485,60 @@ class Fleet:
         for instance in instances:
             threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
 
-    def resize(self, variant: str, count: int, abort: Callable[[], str | None] = lambda: None) -> None:
-        """Have so many instances of ``variant``: new ones take requests when they are healthy, and those that go finish theirs.
+    def counts(self) -> dict[str, int]:
+        """How many instances each variant has, healthy or not."""
+        return {name: len(group) for name, group in self._instances.items()}
+
+    def grow(self, counts: Mapping[str, int], abort: Callable[[], str | None] = lambda: None) -> None:
+        """Have at least so many instances of each variant: the new ones take requests once all of them are healthy.
 
         Raises:
-            FleetFailed: a new one is not healthy; the variant is what it was before.
+            FleetFailed: a new one is not; they have been ended, and the fleet is what it was before.
         """
-        group = self._instances[variant]
-        new = [self._instance(self.variants[variant]) for _ in range(count - len(group))]
+        new = {
+            name: [self._instance(self.variants[name]) for _ in range(count - len(self._instances[name]))]
+            for name, count in counts.items()
+        }
+        everyone = list(itertools.chain.from_iterable(new.values()))
+        with self._changed:
+            self._starting = everyone
         try:
-            self._bring_up(new, abort)
+            self._bring_up(everyone, abort)
         except BaseException:
-            for instance in new:
-                instance.stop(grace=1)
+            self._end(everyone, grace_seconds=1)
             raise
+        finally:
+            with self._changed:
+                self._starting = []
         with self._changed:
-            kept, gone = (group + new)[:count], group[count:]
-            self._instances[variant] = kept
+            for name, group in new.items():
+                self._instances[name] = self._instances[name] + group
+
+    def shrink(self, counts: Mapping[str, int]) -> None:
+        """Have at most so many instances of each variant: those that go finish what they have been asked."""
+        gone: list[Instance] = []
         with self._changed:
+            for name, count in counts.items():
+                group = self._instances[name]
+                # Whoever cannot answer goes first.
+                ordered = sorted(group, key=lambda instance: not instance.ready)
+                gone += ordered[count:]
+                self._instances[name] = [instance for instance in group if instance in ordered[:count]]
             self._changed.wait_for(
                 lambda: not any(instance.outstanding for instance in gone), INVOCATION_TIMEOUT_SECONDS
             )
+        self._end(gone, STOP_GRACE_SECONDS)
         for instance in gone:
-            instance.stop(STOP_GRACE_SECONDS)
             shutil.rmtree(instance.folder, ignore_errors=True)
+
+    @staticmethod
+    def _end(instances: Sequence[Instance], grace_seconds: float) -> None:
+        """End these processes, all at once: they share the grace."""
+        for instance in instances:
+            instance.terminate()
+        end = time.monotonic() + grace_seconds
+        for instance in instances:
+            instance.stop(max(0.0, end - time.monotonic()))
 
     def healthy(self) -> dict[str, int]:
         """How many instances of each variant can answer now."""
@@ -557,7 +582,7 @@ class Fleet:
 
     def terminate(self) -> None:
         """Ask every process to end, and wait for none."""
-        for instance in self:
+        for instance in [*self, *self._starting]:
             instance.terminate()
 
     def stop(
@@ -566,71 +591,8 @@ class Fleet:
         """Let the outstanding requests finish, end the processes, remove the folder."""
         if drain_seconds and not self.drain(drain_seconds):
             log.warning("Fleet %s still had requests after %.0f s; ending it", self.config, drain_seconds)
-        self.terminate()
-        end = time.monotonic() + grace_seconds
-        for instance in self:
-            instance.stop(max(0.0, end - time.monotonic()))
+        self._end([*self, *self._starting], grace_seconds)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class Router:
-    """Which fleet, and which variant of it, answers the next request.
-
-    Shares and weights hold closely even over few requests: instead of chance, the choices follow a sequence that is
-    evenly spread in two dimensions (Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018).
-    """
-
-    _PLASTIC = 1.32471795724474602596
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._shares: list[tuple[Fleet, float]] = []
-        self._count = 0
-
-    def assign(self, *shares: tuple[Fleet, float]) -> None:
-        """Send each fleet this share of the traffic, from the next request on. The shares add up to 1."""
-        with self._lock:
-            self._shares = [(fleet, share) for fleet, share in shares if share > 0]
-
-    @property
-    def serving(self) -> bool:
-        """Whether any fleet takes traffic."""
-        return bool(self._shares)
-
-    @contextlib.contextmanager
-    def route(self, variant: str | None = None) -> Iterator[tuple[Fleet, Instance]]:
-        """The instance for one request, held until the block ends.
-
-        Args:
-            variant: TargetVariant, which overrides the weights.
-
-        Raises:
-            LookupError: no fleet has that variant, or there is no fleet.
-            NoCapacity: no instance of the variant is healthy.
-        """
-        # One lock over choosing a fleet and counting the request in it: a fleet that assign() has let go of gets no more.
-        with self._lock:
-            self._count += 1
-            first, second = self._count / self._PLASTIC, self._count / self._PLASTIC**2
-            fleets = [(fleet, share) for fleet, share in self._shares if variant is None or variant in fleet.variants]
-            fleet = _pick(fleets, math.modf(first)[0])
-            name = variant or _pick(list(fleet.weights.items()), math.modf(second)[0])
-            instance = fleet.acquire(name)
-        try:
-            yield fleet, instance
-        finally:
-            fleet.release(instance)
-
-
-def _pick(choices: Sequence[tuple[T, float]], point: float) -> T:
-    total = sum(weight for _, weight in choices)
-    if total <= 0:
-        raise LookupError("nothing to choose from")
-    for choice, weight in choices:
-        point -= weight / total
-        if point < 0:
-            return choice
-    return next(choice for choice, weight in reversed(choices) if weight > 0)
 
 
 def _moved(value: str, base: Path) -> str:

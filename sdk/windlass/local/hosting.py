@@ -143,7 +143,6 @@ class Hosting:
                 clock=self._cloud.clock,
                 pace=self._cloud.pace,
                 alarm_states=lambda: self._cloud.alarms.states(region, list(policy.alarms)),
-                shift=lambda share: self._deployments.shift(endpoint, share),
                 cancelled=lambda: self._deployments.closed() is not None,
             )
             self._deployments.become(endpoint, "Updating")
@@ -156,6 +155,9 @@ class Hosting:
         with self._deployments.changed:
             endpoint = self._deployments.endpoint(region, request["EndpointName"])
             live = self._deployments.settled(endpoint)
+            if endpoint.left_over:
+                message = f'Cannot update endpoint "{endpoint.arn}" in status {endpoint.status}: use UpdateEndpoint.'
+                raise Fault("ValidationException", message)
             for name, change in wanted.items():
                 if name not in live.fleet.variants:
                     raise Fault("ValidationException", f"Variant {name} not found for Endpoint {endpoint.name}.")

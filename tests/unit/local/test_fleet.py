@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,6 @@ from windlass.local.fleet import (
     Fleet,
     FleetFailed,
     NoCapacity,
-    Router,
     Unanswered,
     VariantSpec,
     last_traceback,
@@ -310,38 +308,35 @@ def test_draining_waits_for_outstanding_requests(make_fleet: MakeFleet) -> None:
         assert drained.result()
 
 
-def test_the_router_holds_shares_and_weights_closely(make_fleet: MakeFleet) -> None:
-    old, new = (make_fleet(spec("a", weight=3), spec("b", weight=1), config=name) for name in ("old", "new"))
-    for fleet in (old, new):
-        for instance in fleet:
-            instance.ready = True
-    router = Router()
-    router.assign((old, 0.9), (new, 0.1))
+def test_a_fleet_grows_and_shrinks_without_losing_what_it_was_asked(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    fleet.start()
+    fleet.grow({"main": 3})
+    assert fleet.healthy() == {"main": 3}
+    busy = [fleet.acquire("main") for _ in range(3)]
 
-    seen: Counter[tuple[str, str]] = Counter()
-    for _ in range(1000):
-        with router.route() as (fleet, instance):
-            seen[fleet.config, instance.spec.name] += 1
+    with ThreadPoolExecutor(1) as pool:
+        shrunk = pool.submit(fleet.shrink, {"main": 1})
+        answers = [instance.request("POST", "/invocations", {}, b"", 10).status for instance in busy]
+        assert not shrunk.done()
+        for instance in busy:
+            fleet.release(instance)
+        shrunk.result(10)
 
-    assert seen["new", "a"] + seen["new", "b"] == pytest.approx(100, abs=5)
-    assert seen["old", "b"] + seen["new", "b"] == pytest.approx(250, abs=5)
-    assert seen["new", "b"] == pytest.approx(25, abs=5)
+    assert answers == [200, 200, 200]
+    assert fleet.healthy() == {"main": 1}
+    assert len(list(fleet.folder.glob("main/*"))) == 1
 
 
-def test_a_target_variant_overrides_the_weights(make_fleet: MakeFleet) -> None:
-    fleet = make_fleet(spec("a", weight=1), spec("b", weight=0))
-    for instance in fleet:
-        instance.ready = True
-    router = Router()
-    router.assign((fleet, 1.0))
+def test_a_batch_that_does_not_come_up_leaves_the_fleet_as_it_was(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    fleet.start()
 
-    with router.route("b") as (_, instance):
-        assert instance.spec.name == "b"
-    with pytest.raises(LookupError), router.route("c"):
-        pass
-    router.assign()
-    with pytest.raises(LookupError), router.route():
-        pass
+    with pytest.raises(FleetFailed, match="the alarm rings"):
+        fleet.grow({"main": 3}, lambda: "the alarm rings")
+
+    assert fleet.healthy() == {"main": 1}
+    assert living(ask(fleet))
 
 
 def test_the_cause_of_a_failure_is_the_last_traceback() -> None:

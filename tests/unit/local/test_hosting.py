@@ -549,6 +549,110 @@ def test_reset_forgets_everything(serving: Cloud) -> None:
     assert invoke(serving)[2] == b"v1"
 
 
+# -- rolling ---------------------------------------------------------------------------------------------------------------
+
+
+def rolling(*, wait: int = 100, back: int | None = None) -> dict[str, Any]:
+    policy: dict[str, Any] = {
+        "MaximumBatchSize": {"Type": "INSTANCE_COUNT", "Value": 1},
+        "WaitIntervalInSeconds": wait,
+    }
+    if back:
+        policy["RollbackMaximumBatchSize"] = {"Type": "INSTANCE_COUNT", "Value": back}
+    alarms = {"Alarms": [{"AlarmName": "accuracy"}]}
+    return {"RollingUpdatePolicy": policy, "AutoRollbackConfiguration": alarms}
+
+
+@pytest.fixture
+def pair(cloud: Cloud) -> Cloud:
+    """An endpoint of two instances on v1, and a config v2 to go to."""
+    for name in ("v1", "v2"):
+        make_model(cloud, name)
+        make_config(cloud, name, variant(name, InitialInstanceCount=2))
+    start(cloud, "v1")
+    return cloud
+
+
+def fleets(cloud: Cloud) -> tuple[int, int]:
+    """Instances of the live fleet, and of the pending one."""
+    endpoint = cloud.hosting._deployments.endpoints[REGION, "digits"]
+    live, pending = endpoint.live, endpoint.pending
+    return live.fleet.counts()["main"] if live else 0, pending.fleet.counts()["main"] if pending else 0
+
+
+def test_a_rolling_update_replaces_one_batch_after_the_other(pair: Cloud) -> None:
+    update(pair, "v2", DeploymentConfig=rolling())
+
+    # Given half of the new fleet, and the old one still whole
+    pair.clock.wait_for_sleeper()
+    assert fleets(pair) == (2, 1)
+    assert answers(pair) == {b"v1": 50, b"v2": 50}
+    [shown] = describe(pair)["PendingDeploymentSummary"]["ProductionVariants"]
+    assert (shown["CurrentInstanceCount"], shown["DesiredInstanceCount"]) == (1, 2)
+    assert shown["VariantStatus"][0]["Status"] == "Baking"
+
+    # When the first bake is over, its counterpart goes and the rest comes
+    pair.clock.advance(100.3)
+    pair.clock.wait_for_sleeper()
+    assert fleets(pair) == (1, 2)
+    assert answers(pair, 10) == {b"v2": 10}
+
+    pair.clock.advance(100.3)
+    assert pair.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert describe(pair)["EndpointConfigName"] == "v2"
+    assert fleets(pair) == (2, 0)
+
+
+def test_an_alarm_between_batches_brings_the_old_fleet_back(pair: Cloud) -> None:
+    update(pair, "v2", DeploymentConfig=rolling(back=1))
+    pair.clock.wait_for_sleeper()
+    pair.clock.advance(100.3)
+    pair.clock.wait_for_sleeper()
+
+    pair.alarms.now = {"accuracy": "ALARM"}
+    pair.clock.advance(0.3)
+
+    assert pair.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert describe(pair)["EndpointConfigName"] == "v1"
+    assert fleets(pair) == (2, 0)
+    assert answers(pair, 10) == {b"v1": 10}
+    assert pair.events.statuses[-3:-1] == ["UPDATING", "ROLLING_BACK"]
+
+
+def test_a_rollback_that_fails_leaves_a_mix_that_the_next_update_replaces(pair: Cloud) -> None:
+    # Given an old fleet of which only half is left, and whose model cannot be fetched any more
+    update(pair, "v2", DeploymentConfig=rolling())
+    pair.clock.wait_for_sleeper()
+    pair.clock.advance(100.3)
+    pair.clock.wait_for_sleeper()
+    model = storage.read("s3://models/v1.tar.gz")
+    storage.write("s3://models/v1.tar.gz", b"not an archive")
+
+    # When the alarm rings
+    pair.alarms.now = {"accuracy": "ALARM"}
+    pair.clock.advance(0.3)
+
+    # Then both serve
+    assert pair.hosting.wait(REGION, "digits", timeout=30) == "UpdateRollbackFailed"
+    assert answers(pair, 20) == {b"v1": 10, b"v2": 10}
+    reason = describe(pair)["FailureReason"]
+    assert "ALARM state: accuracy" in reason
+    assert "The rollback failed, too: Failed to extract model data" in reason
+    change = [{"VariantName": "main", "DesiredInstanceCount": 1}]
+    request = {"EndpointName": "digits", "DesiredWeightsAndCapacities": change}
+    assert "UpdateRollbackFailed" in refusal(
+        lambda: pair.hosting.update_endpoint_weights_and_capacities(REGION, request)
+    )
+
+    # And an update puts it right
+    pair.alarms.now = {}
+    storage.write("s3://models/v1.tar.gz", model)
+    update(pair, "v1")
+    assert pair.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    assert answers(pair, 10) == {b"v1": 10}
+    assert len(list((pair.state / "endpoints" / "digits").iterdir())) == 1
+
+
 # -- what must not happen, and happens ------------------------------------------------------------------------------------
 
 

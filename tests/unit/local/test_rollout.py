@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from windlass.local.faults import Fault
-from windlass.local.rollout import Policy, Rollout
+from windlass.local.rollout import Counts, Policy, Rollout, Step
 
 
 class SkippingClock:
@@ -36,6 +36,17 @@ def blue_green(
 
 def size(value: int, kind: str = "CAPACITY_PERCENT") -> dict[str, Any]:
     return {"Type": kind, "Value": value}
+
+
+def rolling(
+    batch: dict[str, Any], *, wait: int = 0, back: dict[str, Any] | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    policy: dict[str, Any] = {"MaximumBatchSize": batch, "WaitIntervalInSeconds": wait}
+    if back:
+        policy["RollbackMaximumBatchSize"] = back
+    if limit:
+        policy["MaximumExecutionTimeoutInSeconds"] = limit
+    return {"RollingUpdatePolicy": policy}
 
 
 def alarms(*names: str) -> dict[str, Any]:
@@ -78,14 +89,86 @@ def test_a_deployment_config_becomes_shares(
             blue_green("CANARY", CanarySize=size(10), wait=400, termination=300, limit=600),
             "larger than the total waiting time",
         ),
-        ({"RollingUpdatePolicy": {"MaximumBatchSize": size(10), "WaitIntervalInSeconds": 0}}, "RollingUpdatePolicy"),
-        ({**blue_green("ALL_AT_ONCE"), "RollingUpdatePolicy": {}}, "Only one of"),
+        (rolling(size(51)), "MaximumBatchSize 51 .* must be between 5% and 50%"),
+        (rolling(size(4)), "between 5% and 50%"),
+        (rolling(size(1, "INSTANCE_COUNT")), "between 5% and 50% of the variant's instances .1."),
+        (rolling(size(50), back=size(101)), "RollbackMaximumBatchSize must be at most 100%"),
+        (rolling(size(50), wait=600, limit=600), "larger than the total waiting time of WaitIntervalInSeconds .600."),
+        ({**blue_green("ALL_AT_ONCE"), **rolling(size(10))}, "Only one of"),
     ],
 )
 def test_a_bad_deployment_config_is_refused(config: Mapping[str, Any], said: str) -> None:
     with pytest.raises(Fault, match=said) as refused:
         Policy.parse(config, instances=1)
     assert refused.value.code == "ValidationException"
+
+
+def path(config: Mapping[str, Any], old: Counts, new: Counts) -> list[tuple[Any, ...]]:
+    """(shares on the new fleet, its instances, what is left of the old one) of each step."""
+    steps = Policy.parse(config, instances=min(old.values())).steps(old, new)
+    return [(step.shares, step.grow, step.shrink) for step in steps]
+
+
+def test_blue_green_starts_a_whole_fleet_and_leaves_the_old_one_alone() -> None:
+    config = blue_green("CANARY", CanarySize=size(10))
+
+    assert path(config, {"main": 4}, {"main": 6}) == [
+        ({"main": 0.1}, {"main": 6}, None),
+        ({"main": 1.0}, {"main": 6}, None),
+    ]
+
+
+def test_rolling_replaces_a_batch_at_a_time() -> None:
+    assert path(rolling(size(2, "INSTANCE_COUNT")), {"main": 5}, {"main": 5}) == [
+        ({"main": 0.4}, {"main": 2}, {"main": 3}),
+        ({"main": 0.8}, {"main": 4}, {"main": 1}),
+        ({"main": 1.0}, {"main": 5}, None),
+    ]
+
+
+def test_rolling_to_another_size_keeps_the_traffic_in_proportion_to_the_new_one() -> None:
+    assert path(rolling(size(50)), {"main": 3}, {"main": 8}) == [
+        ({"main": 0.5}, {"main": 4}, {"main": 2}),
+        ({"main": 1.0}, {"main": 8}, None),
+    ]
+
+
+def test_each_variant_rolls_by_its_own_batches() -> None:
+    assert path(rolling(size(50)), {"a": 4, "b": 1}, {"a": 4, "b": 1}) == [
+        ({"a": 0.5, "b": 1.0}, {"a": 2, "b": 1}, {"a": 2, "b": 0}),
+        ({"a": 1.0, "b": 1.0}, {"a": 4, "b": 1}, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("back", "steps"),
+    [
+        (None, [({"main": 0.0}, {"main": 4}, {"main": 0})]),
+        (size(100), [({"main": 0.0}, {"main": 4}, {"main": 0})]),
+        (
+            size(1, "INSTANCE_COUNT"),
+            [
+                ({"main": 0.5}, {"main": 2}, {"main": 2}),
+                ({"main": 0.25}, {"main": 3}, {"main": 1}),
+                ({"main": 0.0}, {"main": 4}, {"main": 0}),
+            ],
+        ),
+    ],
+)
+def test_a_rolling_rollback_brings_the_old_fleet_back_by_its_own_batches(
+    back: dict[str, Any] | None, steps: list[Any]
+) -> None:
+    policy = Policy.parse(rolling(size(1, "INSTANCE_COUNT"), back=back), instances=4)
+
+    way = policy.steps_back(left={"main": 1}, old={"main": 4}, new={"main": 4})
+
+    assert [(step.shares, step.grow, step.shrink) for step in way] == steps
+
+
+def test_an_old_fleet_that_is_whole_takes_everything_back_at_once() -> None:
+    policy = Policy.parse(rolling(size(1, "INSTANCE_COUNT"), back=size(25)), instances=4)
+
+    assert policy.steps_back(left={"main": 4}, old={"main": 4}, new={"main": 1}) == [Step({"main": 0.0}, {"main": 4})]
 
 
 class Deployment:
@@ -95,14 +178,28 @@ class Deployment:
         self.clock = SkippingClock()
         self.begin = self.clock.now()
         self.shifts: list[tuple[float, float]] = []
+        self.moves: list[tuple[str, int]] = []
         self.cancelled = False
+        self.policy = Policy.parse(config, instances=2)
         self.rollout = Rollout(
-            Policy.parse(config, instances=2),
+            self.policy,
             clock=self.clock,
             alarm_states=lambda: states(self.elapsed),
-            shift=lambda share: self.shifts.append((round(self.elapsed, 1), share)),
             cancelled=lambda: self.cancelled,
         )
+
+    def run(self) -> str | None:
+        return self.rollout.run(self.policy.steps({"main": 2}, {"main": 2}), self)
+
+    def grow(self, counts: Counts) -> None:
+        self.moves.append(("grow", counts["main"]))
+
+    def shift(self, shares: Mapping[str, float]) -> None:
+        self.shifts.append((round(self.elapsed, 1), shares["main"]))
+        self.moves.append(("shift", round(100 * shares["main"])))
+
+    def shrink(self, counts: Counts) -> None:
+        self.moves.append(("shrink", counts["main"]))
 
     @property
     def elapsed(self) -> float:
@@ -112,7 +209,7 @@ class Deployment:
 def test_all_at_once_shifts_everything_and_bakes_before_it_ends() -> None:
     deployment = Deployment(blue_green("ALL_AT_ONCE", termination=120))
 
-    assert deployment.rollout.run() is None
+    assert deployment.run() is None
 
     assert deployment.shifts == [(0, 1.0)]
     assert deployment.elapsed == pytest.approx(120)
@@ -121,7 +218,7 @@ def test_all_at_once_shifts_everything_and_bakes_before_it_ends() -> None:
 def test_a_canary_bakes_once_between_its_two_steps() -> None:
     deployment = Deployment(blue_green("CANARY", wait=300, termination=60, CanarySize=size(10)))
 
-    assert deployment.rollout.run() is None
+    assert deployment.run() is None
 
     assert deployment.shifts == [(0, 0.1), (300, 1.0)]
     assert deployment.elapsed == pytest.approx(360)
@@ -130,9 +227,28 @@ def test_a_canary_bakes_once_between_its_two_steps() -> None:
 def test_a_linear_deployment_bakes_between_all_steps() -> None:
     deployment = Deployment(blue_green("LINEAR", wait=100, LinearStepSize=size(25)))
 
-    assert deployment.rollout.run() is None
+    assert deployment.run() is None
 
     assert deployment.shifts == [(0, 0.25), (100, 0.5), (200, 0.75), (300, 1.0)]
+
+
+def test_a_rolling_deployment_bakes_each_batch_before_it_ends_what_it_replaces() -> None:
+    deployment = Deployment(rolling(size(1, "INSTANCE_COUNT"), wait=100))
+
+    assert deployment.run() is None
+
+    assert deployment.moves == [("grow", 1), ("shift", 50), ("shrink", 1), ("grow", 2), ("shift", 100)]
+    assert deployment.elapsed == pytest.approx(200)
+
+
+def test_an_alarm_between_two_batches_ends_a_rolling_deployment() -> None:
+    config = {**rolling(size(1, "INSTANCE_COUNT"), wait=100), **alarms("accuracy")}
+    deployment = Deployment(config, lambda at: {"accuracy": "ALARM" if at >= 150 else "OK"})
+
+    assert deployment.run() is not None
+
+    assert deployment.shifts == [(0, 0.5), (100, 1.0)]
+    assert deployment.elapsed == pytest.approx(150, abs=0.3)
 
 
 @pytest.mark.parametrize(("rings", "shifts"), [(50, [(0, 0.1)]), (150, [(0, 0.1), (100, 1.0)]), (0, [])])
@@ -140,7 +256,7 @@ def test_an_alarm_ends_the_deployment_whenever_it_rings(rings: float, shifts: li
     config = {**blue_green("CANARY", wait=100, termination=100, CanarySize=size(10)), **alarms("calm", "accuracy")}
     deployment = Deployment(config, lambda at: {"calm": "OK", "accuracy": "ALARM" if at >= rings else "OK"})
 
-    reason = deployment.rollout.run()
+    reason = deployment.run()
 
     assert reason is not None
     assert "ALARM state: accuracy." in reason
@@ -152,14 +268,14 @@ def test_alarms_that_are_missing_or_lack_data_do_not_end_it() -> None:
     config = {**blue_green("ALL_AT_ONCE", termination=10), **alarms("missing", "silent")}
     deployment = Deployment(config, lambda _: {"silent": "INSUFFICIENT_DATA"})
 
-    assert deployment.rollout.run() is None
+    assert deployment.run() is None
 
 
 def test_a_deployment_that_takes_too_long_goes_back() -> None:
     deployment = Deployment(blue_green("ALL_AT_ONCE", termination=500, limit=600))
     deployment.clock.sleep(200)  # the new fleet took its time to start
 
-    reason = deployment.rollout.run()
+    reason = deployment.run()
 
     assert reason is not None
     assert "longer than 600 seconds" in reason
@@ -169,5 +285,5 @@ def test_closing_the_cloud_ends_it() -> None:
     deployment = Deployment(blue_green("ALL_AT_ONCE", termination=500))
     deployment.cancelled = True
 
-    assert deployment.rollout.run() is not None
+    assert deployment.run() is not None
     assert deployment.shifts == []
