@@ -9,15 +9,18 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from windlass.local import validation
+from windlass.local.asynchronous import Queues
 from windlass.local.capture import Capture, Exchange
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
+from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Unanswered
 from windlass.local.metering import Meter, Sample
 from windlass.local.router import Router
@@ -29,6 +32,17 @@ PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/([a-z0-9-]+)/")
 _PREFIX = "HTTP_X_AMZN_SAGEMAKER_"
+_ASYNC_HEADERS = {
+    "ContentType": "CONTENT_TYPE",
+    "Accept": "ACCEPT",
+    "CustomAttributes": "CUSTOM_ATTRIBUTES",
+    "InferenceId": "INFERENCE_ID",
+    "InputLocation": "INPUTLOCATION",
+    "S3OutputPathExtension": "S3OUTPUTPATHEXTENSION",
+    "Filename": "FILENAME",
+    "RequestTTLSeconds": "REQUESTTTLSECONDS",
+    "InvocationTimeoutSeconds": "INVOCATIONTIMEOUTSECONDS",
+}
 
 
 class Target(Protocol):
@@ -39,6 +53,12 @@ class Target(Protocol):
 
     @property
     def guarded(self) -> bool: ...
+
+    @property
+    def asynchronous(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def accepting(self) -> bool: ...
 
     def capture_of(self, fleet: Fleet) -> Capture | None: ...
 
@@ -85,8 +105,8 @@ class DataPlane:
         find: the endpoint of that region and name.
     """
 
-    def __init__(self, find: Callable[[str, str], Target | None], meter: Meter, clock: Clock) -> None:
-        self._find, self._meter, self._clock = find, meter, clock
+    def __init__(self, find: Callable[[str, str], Target | None], meter: Meter, clock: Clock, queues: Queues) -> None:
+        self._find, self._meter, self._clock, self._queues = find, meter, clock, queues
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._answer(environ)
@@ -105,16 +125,17 @@ class DataPlane:
             # AWS's front door answers this one: a bare 413, without an error code.
             text = json.dumps({"message": f"HTTP content length exceeded {PAYLOAD_LIMIT_BYTES} bytes."})
             return Answer(413, {"Content-Type": "application/json"}, text.encode())
+        scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
+        region = scope[1] if scope else "us-east-1"
         if kind == "async-invocations":
-            return _refusal("ValidationError", f"Endpoint {name} is not an asynchronous inference endpoint.")
+            return self.enqueue(region, name, environ, body)
         if kind == "invocations-response-stream":
             return _refusal(
                 "ValidationError", "The local cloud does not implement InvokeEndpointWithResponseStream yet."
             )
-        scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
         return self.invoke(
             Invocation(
-                region=scope[1] if scope else "us-east-1",
+                region=region,
                 endpoint=name,
                 body=body,
                 content_type=environ.get("CONTENT_TYPE") or None,
@@ -126,6 +147,24 @@ class DataPlane:
             )
         )
 
+    def enqueue(self, region: str, name: str, environ: Mapping[str, Any], body: bytes) -> Answer:
+        """One InvokeEndpointAsync."""
+        endpoint = self._find(region, name)
+        if endpoint is None or not endpoint.accepting:
+            return _not_found(name)
+        if endpoint.asynchronous is None:
+            return _refusal("ValidationError", f"Endpoint {name} is not an asynchronous inference endpoint.")
+        try:
+            asked = _async_request(name, environ, body)
+            validation.check("sagemaker-runtime", "InvokeEndpointAsync", asked)
+            accepted = self._queues.submit(region, name, endpoint.asynchronous, asked)
+        except Fault as fault:
+            return _refusal("ValidationError", fault.message)
+        headers = {"Content-Type": "application/json", "X-Amzn-SageMaker-OutputLocation": accepted.output}
+        if accepted.failure:
+            headers["X-Amzn-SageMaker-FailureLocation"] = accepted.failure
+        return Answer(202, headers, json.dumps({"InferenceId": accepted.inference_id}).encode())
+
     def invoke(self, invocation: Invocation) -> Answer:
         """One InvokeEndpoint."""
         began, at = time.perf_counter(), self._clock.now()
@@ -133,6 +172,9 @@ class DataPlane:
         endpoint = self._find(invocation.region, name)
         if endpoint is None:
             return _not_found(name)
+        if endpoint.asynchronous is not None:
+            message = f"Endpoint {name} is an asynchronous inference endpoint: use InvokeEndpointAsync."
+            return _refusal("ValidationError", message)
         if invocation.target_model:
             message = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
             return _refusal("ValidationError", message)
@@ -174,6 +216,20 @@ class DataPlane:
         if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
             headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
         return Answer(200, headers, reply.body)
+
+
+def _async_request(name: str, environ: Mapping[str, Any], body: bytes) -> dict[str, Any]:
+    """The members of an InvokeEndpointAsync as the service model names them."""
+    asked: dict[str, Any] = {"EndpointName": name, **({"Body": body} if body else {})}
+    for member, header in _ASYNC_HEADERS.items():
+        value = environ.get(_PREFIX + header)
+        if value and member.endswith("Seconds"):
+            if not value.isdecimal():
+                raise Fault("ValidationError", f"{member} must be a whole number of seconds, not '{value}'.")
+            asked[member] = int(value)
+        elif value:
+            asked[member] = value
+    return asked
 
 
 def _ask(instance: Instance, invocation: Invocation) -> tuple[Reply | str, float]:

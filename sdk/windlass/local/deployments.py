@@ -20,6 +20,7 @@ from typing import Any
 
 from windlass.local import cloud as clouds
 from windlass.local import containers, storage
+from windlass.local.asynchronous import Queues
 from windlass.local.capture import Capture
 from windlass.local.dataplane import LOG_GROUP
 from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, split, variants
@@ -83,6 +84,17 @@ class Endpoint:
     router: Router = field(default_factory=Router)
 
     @property
+    def asynchronous(self) -> Mapping[str, Any] | None:
+        """Its AsyncInferenceConfig; None for one that answers at once."""
+        shown = self.live or self.pending
+        return shown.properties.get("AsyncInferenceConfig") if shown else None
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests may be queued for it, whether or not an instance could take them now."""
+        return self.status == "SystemUpdating" or (self.live is not None and self.status != "Deleting")
+
+    @property
     def guarded(self) -> bool:
         """Whether a deployment with a DeploymentConfig has touched it: its metrics then tell the fleets apart."""
         return self.deployment is not None
@@ -110,6 +122,13 @@ class Deployments:
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
         self._flusher: threading.Thread | None = None
+        self.queues = Queues(
+            lambda region, name: self.endpoints.get((region, name)),
+            cloud.database,
+            cloud.metrics,
+            cloud.clock,
+            lambda topic, message: cloud.events.publish(topic, message),
+        )
 
     # -- what outlives a restart --------------------------------------------------------------------------------------
 
@@ -129,6 +148,7 @@ class Deployments:
             if endpoint.status != "Failed":
                 endpoint.status = "Creating" if endpoint.status == "Creating" else "SystemUpdating"
                 self.spawn(endpoint, self.bring_up)
+        self.queues.restore()
 
     def save(self, endpoint: Endpoint) -> None:
         """Keep what a later server is to know. It goes on with the config that is live, as after a rollback."""
@@ -247,6 +267,7 @@ class Deployments:
     def take_down(self, endpoint: Endpoint) -> None:
         for deployed in endpoint.deployed:
             self._retire(deployed)
+        self.queues.forget(endpoint.region, endpoint.name)
         with self.changed:
             self.endpoints.pop((endpoint.region, endpoint.name), None)
             self.become(endpoint, "Deleted")
@@ -406,6 +427,7 @@ class Deployments:
     def reset(self) -> None:
         """Forget everything, and end every process."""
         self.close()
+        self.queues.reset()
         with self.changed:
             self.endpoints.clear()
             self.changed.notify_all()
@@ -414,6 +436,7 @@ class Deployments:
     def close(self) -> None:
         """End every process and thread, and write what is still in memory."""
         self._closing.set()
+        self.queues.close()
         patience = time.monotonic() + 5.0
         for thread in list(self._threads):
             thread.join(max(0.0, patience - time.monotonic()))
@@ -449,8 +472,13 @@ class Deployments:
         self._meter.flush()
         with self.changed:
             deployed = [each for endpoint in self.endpoints.values() for each in endpoint.deployed]
+            asynchronous = [
+                key for key, endpoint in self.endpoints.items() if endpoint.asynchronous and endpoint.accepting
+            ]
         for each in deployed:
             self._flush_capture(each)
+        for region, name in asynchronous:
+            self.queues.measure(region, name)
 
     @staticmethod
     def _flush_capture(deployed: Deployed) -> None:

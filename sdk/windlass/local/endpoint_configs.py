@@ -19,7 +19,6 @@ from windlass.local.faults import Fault
 
 # What a request may ask for on AWS and not here, yet. Silence would be a false success.
 _REFUSED_IN_CONFIG = (
-    "AsyncInferenceConfig",
     "ShadowProductionVariants",
     "ExplainerConfig",
     "CrossRegionTrafficConfig",
@@ -141,6 +140,10 @@ class EndpointConfigs:
             raise Fault(
                 "ValidationException", "Each production variant in an endpoint configuration must have a unique name."
             )
+        if "AsyncInferenceConfig" in request and any(
+            "ServerlessConfig" in each for each in request["ProductionVariants"]
+        ):
+            raise Fault("ValidationException", "AsyncInferenceConfig is not supported with ServerlessConfig.")
         stored = kept(request)
         for variant in stored["ProductionVariants"]:
             self._check_variant(region, variant)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import logging
+import math
 import os
 import random
 import shutil
@@ -138,6 +139,11 @@ class Instance:
             self._ready.set()
         else:
             self._ready.clear()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it is being ended on purpose."""
+        return self._stopping.is_set()
 
     def wait_ready(self, timeout: float) -> bool:
         """Whether it is healthy within ``timeout`` seconds."""
@@ -545,23 +551,26 @@ class Fleet:
         return {name: sum(instance.ready for instance in group) for name, group in self._instances.items()}
 
     def wait_healthy(self, timeout: float) -> bool:
-        """Whether each variant has an instance that can answer within ``timeout`` seconds."""
+        """Whether each variant that has instances has one that can answer within ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
-        while not all(self.healthy().values()):
+        while not all(ready or not self._instances[name] for name, ready in self.healthy().items()):
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
             next(instance for instance in self if not instance.ready).wait_ready(min(left, 0.1))
         return True
 
-    def acquire(self, variant: str) -> Instance:
+    def acquire(self, variant: str, limit: float = math.inf) -> Instance:
         """The healthy instance of ``variant`` with the fewest outstanding requests, which now has one more.
 
+        Args:
+            limit: of outstanding requests on one instance.
+
         Raises:
-            NoCapacity: none is healthy.
+            NoCapacity: none is healthy and below the limit.
         """
         with self._changed:
-            ready = [instance for instance in self._instances[variant] if instance.ready]
+            ready = [each for each in self._instances[variant] if each.ready and each.outstanding < limit]
             if not ready:
                 raise NoCapacity(variant)
             chosen = min(ready, key=lambda instance: (instance.outstanding, instance.last_used))

@@ -36,7 +36,10 @@ class Hosting:
         meter = Meter(cloud.metrics)
         self._deployments = Deployments(cloud, self.configs, meter)
         self._data_plane = DataPlane(
-            lambda region, name: self._deployments.endpoints.get((region, name)), meter, cloud.clock
+            lambda region, name: self._deployments.endpoints.get((region, name)),
+            meter,
+            cloud.clock,
+            self._deployments.queues,
         )
 
     def restore(self) -> None:
@@ -96,6 +99,8 @@ class Hosting:
                     "DestinationS3Uri": capture["DestinationS3Uri"],
                     "KmsKeyId": capture.get("KmsKeyId", ""),
                 }
+            if endpoint.asynchronous:
+                answer["AsyncInferenceConfig"] = copy.deepcopy(dict(endpoint.asynchronous))
             if endpoint.failure:
                 answer["FailureReason"] = endpoint.failure[:FAILURE_REASON_LENGTH]
             if endpoint.deployment:
@@ -161,6 +166,13 @@ class Hosting:
             for name, change in wanted.items():
                 if name not in live.fleet.variants:
                     raise Fault("ValidationException", f"Variant {name} not found for Endpoint {endpoint.name}.")
+                if change.get("DesiredInstanceCount") == 0 and not endpoint.asynchronous:
+                    index = list(wanted).index(name) + 1
+                    raise Fault(
+                        "ValidationException",
+                        f"1 validation error detected: Value '0' at 'desiredWeightsAndCapacities.{index}.member."
+                        "desiredInstanceCount' failed to satisfy constraint: Member must have value greater than or equal to 1",
+                    )
                 if "ServerlessUpdateConfig" in change:
                     raise unsupported("ServerlessUpdateConfig")
             before, after = live.properties, copy.deepcopy(live.properties)
@@ -182,6 +194,11 @@ class Hosting:
             live = found.live if found else None
             properties = variants(live.properties).get(variant) if live else None
             return int(properties["InitialInstanceCount"]) if properties else None
+
+    def scales_to_zero(self, region: str, endpoint: str) -> bool:
+        """Whether its variants may have no instance at all: only a queue can wait for one."""
+        found = self._deployments.endpoints.get((region, endpoint))
+        return found is not None and found.asynchronous is not None
 
     def delete_endpoint(self, region: str, request: Mapping[str, Any]) -> None:
         with self._deployments.changed:

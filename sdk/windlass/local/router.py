@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Mapping
 
@@ -38,12 +39,17 @@ class Router:
         """Whether any fleet takes traffic."""
         return bool(self._shares)
 
+    def healthy(self) -> int:
+        """How many instances can answer now, of all fleets that take traffic."""
+        return sum(count for fleet, share in self.shares if share for count in fleet.healthy().values())
+
     @contextlib.contextmanager
-    def route(self, variant: str | None = None) -> Iterator[tuple[Fleet, Instance]]:
+    def route(self, variant: str | None = None, limit: float = math.inf) -> Iterator[tuple[Fleet, Instance]]:
         """The instance for one request, held until the block ends.
 
         Args:
             variant: TargetVariant, which overrides the weights.
+            limit: of outstanding requests on one instance.
 
         Raises:
             LookupError: no fleet has that variant, or there is no fleet.
@@ -58,7 +64,7 @@ class Router:
             }
             number, name = self._splits.setdefault(variant if parts else None, Split()).choose(parts)
             fleet, _ = self._shares[number]
-            instance = fleet.acquire(name)
+            instance = fleet.acquire(name, limit)
         try:
             yield fleet, instance
         finally:

@@ -144,9 +144,11 @@ class Scaling:
                     )
             least = request.get("MinCapacity", target.least if target else 0)
             most = request.get("MaxCapacity", target.most if target else 0)
-            if least > most or least < 1:
-                # Zero needs inference components, on AWS as well.
-                raise Fault("ValidationException", f"MinCapacity ({least}) must be from 1 to MaxCapacity ({most}).")
+            # Zero needs a queue that holds requests meanwhile, or inference components, on AWS as well.
+            fewest = 0 if self._cloud.hosting.scales_to_zero(region, endpoint) else 1
+            if not fewest <= least <= most:
+                message = f"MinCapacity ({least}) must be from {fewest} to MaxCapacity ({most})."
+                raise Fault("ValidationException", message)
             if target is None:
                 target = self._targets[region, resource] = Target(
                     region, resource, least, most, self._cloud.clock.now()

@@ -262,7 +262,6 @@ def test_model_data_must_exist(cloud: Cloud, uri: str) -> None:
     ("changes", "more", "named"),
     [
         ({"ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 1}}, {}, "ServerlessConfig"),
-        ({}, {"AsyncInferenceConfig": {"OutputConfig": {}}}, "AsyncInferenceConfig"),
         ({}, {"ShadowProductionVariants": [variant("v1")]}, "ShadowProductionVariants"),
     ],
 )
