@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shlex
 import signal
@@ -28,6 +29,10 @@ State = Annotated[Path, typer.Option("--state", envvar="WINDLASS_STATE", help="I
 Speed = Annotated[
     float, typer.Option("--speed", help="Alarm periods, bakes and schedules run so many times faster; jobs do not.")
 ]
+Enforce = Annotated[
+    bool,
+    typer.Option("--enforce-iam", help="Refuse what the caller's IAM policies do not allow; the exports are root's."),
+]
 _STATE = Path(".windlass")
 
 
@@ -36,9 +41,10 @@ def up(
     state: State = _STATE,
     port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 0,
     speed: Speed = 1,
+    enforce_iam: Enforce = False,
 ) -> None:
     """Start a local cloud and print the exports: eval "$(windlass local up)"."""
-    cloud = _server().up(state, port, speed=speed)
+    cloud = _server().up(state, port, speed=speed, enforce_iam=enforce_iam)
     for name, value in cloud.env.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
     show.say(f"The local cloud runs as process {cloud.pid}; its log is {cloud.state / 'server.log'}.")
@@ -48,9 +54,7 @@ def up(
 @app.command()
 def down(state: State = _STATE) -> None:
     """End the local cloud, with everything it started."""
-    cloud = _server().find(state)
-    if cloud is None:
-        raise NotFound(f"none runs on the state folder {state}", where="windlass local down", hint="windlass local up")
+    cloud = _found(state, "down")
     cloud.stop()
     show.say("The local cloud has ended.")
     show.hint("windlass local up")
@@ -59,11 +63,7 @@ def down(state: State = _STATE) -> None:
 @app.command("status")
 def status_(state: State = _STATE) -> None:
     """Where the local cloud answers."""
-    cloud = _server().find(state)
-    if cloud is None:
-        raise NotFound(
-            f"none runs on the state folder {state}", where="windlass local status", hint="windlass local up"
-        )
+    cloud = _found(state, "status")
     show.noun(cloud)
     show.hint("windlass local down")
 
@@ -77,14 +77,41 @@ def interrupt(
     ] = 0.0,
 ) -> None:
     """Take a spot training job's instances away: it resumes from its checkpoint."""
-    cloud = _server().find(state)
-    if cloud is None:
-        raise NotFound(
-            f"none runs on the state folder {state}", where="windlass local interrupt", hint="windlass local up"
-        )
+    cloud = _found(state, "interrupt")
     cloud.interrupt(job, capacity_after_seconds=capacity_after)
     show.say(f"Training job {job} is being interrupted.")
     show.hint("windlass local status")
+
+
+@app.command()
+def policy(
+    state: State = _STATE,
+    mark: Annotated[
+        bool, typer.Option("--mark", help="Begin to write down calls, and forget those until now.")
+    ] = False,
+    principal: Annotated[
+        str | None,
+        typer.Option("--principal", help="Whose calls, by the ARN of a user or role; default: all clients'."),
+    ] = None,
+) -> None:
+    """Print the least IAM policy that allows exactly the calls seen since the mark."""
+    cloud = _found(state, "policy")
+    if mark:
+        cloud.mark()
+        show.say("From now on, calls are written down.")
+        show.hint("windlass local policy")
+        return
+    typer.echo(json.dumps(cloud.least_policy(principal), indent=2))
+    show.hint("windlass local policy --mark")
+
+
+def _found(state: Path, command: str) -> LocalCloud:
+    cloud = _server().find(state)
+    if cloud is None:
+        raise NotFound(
+            f"none runs on the state folder {state}", where=f"windlass local {command}", hint="windlass local up"
+        )
+    return cloud
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -95,11 +122,12 @@ def run(
     ] = None,
     foundation: Annotated[bool, typer.Option("--foundation", help="Deploy the foundation first.")] = False,
     speed: Speed = 1,
+    enforce_iam: Enforce = False,
 ) -> None:
     """Run one command inside a fresh local cloud: windlass local run -- python train.py."""
     with (
         tempfile.TemporaryDirectory(prefix="windlass-") as scratch,
-        _server().up(state or Path(scratch) / "state", lifeline=True, speed=speed) as cloud,
+        _server().up(state or Path(scratch) / "state", lifeline=True, speed=speed, enforce_iam=enforce_iam) as cloud,
     ):
         environment = {**os.environ, **cloud.env}
         code = 0

@@ -21,7 +21,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from windlass.errors import InvalidInput, WindlassError
 
@@ -60,6 +60,7 @@ class LocalCloud:
         region: str = "us-east-1",
         host: str = "127.0.0.1",
         speed: float = 1,
+        enforce_iam: bool = False,
     ) -> Self:
         """Start one, and return when it answers.
 
@@ -68,6 +69,7 @@ class LocalCloud:
             port: 0 takes a free one.
             lifeline: end it as soon as this process ends, however that comes about.
             speed: how many times faster alarm periods, bakes and schedules run. Timestamps, jobs and latencies stay real.
+            enforce_iam: refuse what the caller's policies do not allow. ``env`` is the account's root, which may do everything.
 
         Raises:
             InvalidInput: another server uses that folder, or the speed is not more than 0.
@@ -90,6 +92,7 @@ class LocalCloud:
         inherited = [fd for fd in (ready_end, alive_end) if fd is not None]
         command = [sys.executable, "-m", "windlass.local", "--state", str(state), "--port", str(port), "--host", host]
         command += [] if speed == 1 else ["--speed", str(speed)]
+        command += ["--enforce-iam"] if enforce_iam else []
         command += ["--ready", str(ready_end)] + (["--lifeline", str(alive_end)] if lifeline else [])
         logfile = state / "server.log"
         try:
@@ -195,14 +198,43 @@ class LocalCloud:
             InvalidInput: there is no such job, or it cannot be interrupted now.
         """
         query = urllib.parse.urlencode({"capacity_after_seconds": capacity_after_seconds})
-        path = f"_windlass/training-jobs/{urllib.parse.quote(training_job, safe='')}/interrupt?{query}"
-        request = urllib.request.Request(f"{self.url}/{path}", method="POST", data=b"")  # noqa: S310  (its own URL)
+        path = f"training-jobs/{urllib.parse.quote(training_job, safe='')}/interrupt?{query}"
         try:
-            urllib.request.urlopen(request, timeout=30).close()  # noqa: S310
+            self._ask("POST", path).close()
         except urllib.error.HTTPError as error:
             with error:
                 message = str(json.load(error)["message"])
             raise InvalidInput(message, where=f"Interrupting training job '{training_job}'") from error
+
+    def mark(self) -> None:
+        """Begin anew to write down which permissions the calls of this cloud's clients take."""
+        self._ask("POST", "policy/mark").close()
+
+    def least_policy(self, principal: str | None = None) -> dict[str, Any]:
+        """The least IAM policy that allows exactly what was called since the mark.
+
+        Args:
+            principal: whose calls, by the ARN of a user or a role; by default those of all clients, but for what the cloud's
+                own jobs, endpoints and functions called as their roles.
+
+        Raises:
+            InvalidInput: no mark was set.
+        """
+        query = f"?{urllib.parse.urlencode({'principal': principal})}" if principal else ""
+        try:
+            with self._ask("GET", f"policy{query}") as answer:
+                document: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                message = str(json.load(error)["message"])
+            hint = "Set one, make the calls, and ask again: windlass local policy --mark."
+            raise InvalidInput(message, where="Reading the policy", hint=hint) from error
+        return document
+
+    def _ask(self, method: str, path: str) -> Any:
+        data = b"" if method == "POST" else None
+        request = urllib.request.Request(f"{self.url}/_windlass/{path}", method=method, data=data)  # noqa: S310  (its own URL)
+        return urllib.request.urlopen(request, timeout=30)  # noqa: S310
 
     def _signal(self, signum: int) -> None:
         if self._process:

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--speed", type=float, default=1, metavar="N", help="alarm periods, bakes and schedules run N times faster"
     )
+    parser.add_argument("--enforce-iam", action="store_true", help="refuse what no policy allows")
     parser.add_argument("--lifeline", type=int, metavar="FD", help="end when this file descriptor reads EOF")
     parser.add_argument("--ready", type=int, metavar="FD", help="write one line of JSON with url and pid there when up")
     options = parser.parse_args()
@@ -42,7 +43,9 @@ def main() -> int:
 
     try:
         with claimed(state):
-            server = Server(state, port=options.port, host=options.host, speed=options.speed)
+            server = Server(
+                state, port=options.port, host=options.host, speed=options.speed, enforce_iam=options.enforce_iam
+            )
             for signum in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(signum, lambda *_: server.stop())
             if options.lifeline is not None:

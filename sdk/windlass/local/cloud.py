@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ACCOUNT = "123456789012"
 """The account of everything in a local cloud; moto's own default."""
 
+ROOT_ACCESS_KEY, ROOT_SECRET_KEY = "windlass-local", "windlass-local"
+"""Of the account's root: what ``windlass local up`` exports. No secret, as only this machine can use it."""
+
 PASSED_ON = ("HOME", "LANG", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 """What of the server's own environment its processes see, besides PATH."""
 
@@ -35,9 +38,12 @@ class Cloud:
         state: its own folder, with subfolders ``jobs/<name>/``, ``endpoints/<name>/`` and the metrics.
         url: where its own API answers: what the processes in it are told.
         speed: how many times faster alarm periods, bakes and schedules run. Timestamps, jobs and latencies stay real.
+        enforce_iam: refuse what no policy allows.
     """
 
-    def __init__(self, state: Path, url: str, clock: Clock | None = None, speed: float = 1) -> None:
+    def __init__(
+        self, state: Path, url: str, clock: Clock | None = None, speed: float = 1, enforce_iam: bool = False
+    ) -> None:
         # Late, because the parts import this module.
         from windlass.local.alarms import AlarmEngine
         from windlass.local.bodies import Folder
@@ -45,6 +51,7 @@ class Cloud:
         from windlass.local.database import Database
         from windlass.local.events import EventBus, pipeline_target
         from windlass.local.hosting import Hosting
+        from windlass.local.iam.authorizer import Authorizer
         from windlass.local.jobs import TrainingJobs
         from windlass.local.pipelines import Pipelines
         from windlass.local.processing import ProcessingJobs
@@ -58,6 +65,7 @@ class Cloud:
         self.url = url
         self.clock: Clock = clock or SystemClock()
         self.pace = Pace(self.clock, speed)
+        self.authorizer = Authorizer(enforce_iam)
         self.database = Database(state / "state.sqlite")
         self.snapshot = Snapshot(state / "services.pickle")
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case
@@ -134,11 +142,18 @@ class Cloud:
         """What makes any AWS SDK, in any process, talk to this cloud."""
         return client_environment(self.url, region)
 
-    def process_environment(self, region: str) -> dict[str, str]:
-        """What every process of a job or an endpoint starts from: nothing of the shell that started the cloud but paths."""
+    def process_environment(self, region: str, role_arn: str | None = None) -> dict[str, str]:
+        """What every process of a job or an endpoint starts from: nothing of the shell that started the cloud but paths.
+
+        Args:
+            role_arn: whose credentials it gets, as a container on AWS does.
+        """
+        from windlass.local.iam import principals
+
+        role = principals.credentials(role_arn, "SageMaker", region) if role_arn else {}
         passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        return {"LANG": "C.UTF-8", **passed, "PATH": path, "PYTHONUNBUFFERED": "1", **self.environment(region)}
+        return {"LANG": "C.UTF-8", **passed, "PATH": path, "PYTHONUNBUFFERED": "1", **self.environment(region), **role}
 
     def reset(self) -> None:
         """Forget everything: what POST /moto-api/reset means. Ends every child first."""
@@ -183,8 +198,8 @@ def client_environment(url: str, region: str) -> dict[str, str]:
     """What makes any AWS SDK talk to the local cloud at that URL."""
     return {
         "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "windlass-local",
-        "AWS_SECRET_ACCESS_KEY": "windlass-local",
+        "AWS_ACCESS_KEY_ID": ROOT_ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": ROOT_SECRET_KEY,
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
         "AWS_EC2_METADATA_DISABLED": "true",

@@ -38,6 +38,7 @@ from windlass.local import cloudwatch, s3
 from windlass.local.bodies import Body, Refused
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
+from windlass.local.iam.authorizer import Denied, requested_by
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
 ADMIN_PATHS = b"""Admin paths:
 GET /_windlass/health
 POST /_windlass/stop
+POST /_windlass/policy/mark
+GET /_windlass/policy?principal=ARN
 POST /_windlass/training-jobs/NAME/interrupt?capacity_after_seconds=0
 """
 _READS = ("Describe", "List", "Get", "BatchGet", "Filter", "Query", "Scan", "Lookup", "Test")
@@ -73,19 +76,12 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
                 return _answer(start_response, 403, "text/plain", refusal.encode())
             if path.startswith("/_windlass/"):
                 return self._admin(environ, start_response)
-            if path.startswith("/endpoints/") and "invocations" in path:
-                return self.cloud.hosting.invoke(environ, start_response)
-            if done := cloudwatch.put_at_once(self.cloud, environ):
-                return _answer(start_response, 200, *done, [("x-amzn-RequestId", str(uuid.uuid4()))])
-            if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
-                self.cloud.reset()
-            service = _service(environ)
-            if service == "s3":
-                return s3.serve(super().__call__, environ, start_response)  # saves by itself
-            answer: Iterable[bytes] = super().__call__(environ, start_response)
-            if service != "sagemaker" and not _only_reads(environ):
-                self.cloud.snapshot.touch()
-            return answer
+            if self.cloud.authorizer.watching and not path.startswith("/moto-api/"):
+                with requested_by(self.cloud.authorizer.admit(environ)):
+                    return self._serve(environ, start_response)
+            return self._serve(environ, start_response)
+        except Denied as denial:
+            return _denied(environ, start_response, denial)
         except Refused as refusal:
             return _fault(environ, start_response, 400, refusal.code, refusal.message)
         except NotImplementedError as error:
@@ -97,6 +93,22 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
             log.exception("%s %s (%s) failed", environ.get("REQUEST_METHOD"), path, _operation(environ))
             message = f"{_operation(environ)} failed inside the local cloud: {type(error).__name__}: {error}"
             return _fault(environ, start_response, 500, "InternalFailure", message)
+
+    def _serve(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path.startswith("/endpoints/") and "invocations" in path:
+            return self.cloud.hosting.invoke(environ, start_response)
+        if done := cloudwatch.put_at_once(self.cloud, environ):
+            return _answer(start_response, 200, *done, [("x-amzn-RequestId", str(uuid.uuid4()))])
+        if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
+            self.cloud.reset()
+        service = _service(environ)
+        if service == "s3":
+            return s3.serve(super().__call__, environ, start_response)  # saves by itself
+        answer: Iterable[bytes] = super().__call__(environ, start_response)
+        if service != "sagemaker" and not _only_reads(environ):
+            self.cloud.snapshot.touch()
+        return answer
 
     def _admin(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         what = (environ["REQUEST_METHOD"], environ["PATH_INFO"].removeprefix("/_windlass/"))
@@ -111,6 +123,11 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
         if what == ("POST", "stop"):
             threading.Timer(0.05, self.stop).start()
             return _answer(start_response, 200, "application/json", b"{}")
+        if what == ("POST", "policy/mark"):
+            self.cloud.authorizer.mark()
+            return _answer(start_response, 200, "application/json", b"{}")
+        if what == ("GET", "policy"):
+            return self._policy(environ, start_response)
         if what[0] == "POST" and (named := re.fullmatch(r"training-jobs/([^/]+)/interrupt", what[1])):
             query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
             try:
@@ -122,6 +139,18 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
             return _answer(start_response, 200, "application/json", b"{}")
         return _answer(start_response, 404, "text/plain", ADMIN_PATHS)
 
+    def _policy(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """The least policy for what was called since the mark: by clients, or by one principal."""
+        from windlass.local.iam import least
+
+        principal = dict(parse_qsl(environ.get("QUERY_STRING", ""))).get("principal")
+        seen = self.cloud.authorizer.seen()
+        if seen is None:
+            body = {"message": "There is no mark to count from"}
+            return _answer(start_response, 409, "application/json", json.dumps(body).encode())
+        chosen = [each for each in seen if each.principal == principal or (principal is None and not each.of_service)]
+        return _answer(start_response, 200, "application/json", json.dumps(least.policy(chosen)).encode())
+
 
 class Server:
     """One local cloud, listening. Nothing is served before ``run()``, but the port is taken.
@@ -130,18 +159,28 @@ class Server:
         state: the folder of this cloud's state.
         port: 0 takes a free one.
         speed: how many times faster alarm periods, bakes and schedules run.
+        enforce_iam: refuse what no policy allows.
 
     Raises:
         OSError: the port is taken.
     """
 
     def __init__(
-        self, state: Path, port: int = 0, host: str = "127.0.0.1", clock: Clock | None = None, speed: float = 1
+        self,
+        state: Path,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        clock: Clock | None = None,
+        speed: float = 1,
+        enforce_iam: bool = False,
     ) -> None:
+        if enforce_iam:
+            # AWS's own managed policies; read when moto makes its IAM.
+            os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
         listener = socket.create_server((host, port), backlog=128)
         self.url = f"http://{host}:{listener.getsockname()[1]}"
         os.environ["MOTO_PORT"] = str(listener.getsockname()[1])
-        self.cloud = clouds.Cloud(state, self.url, clock, speed)
+        self.cloud = clouds.Cloud(state, self.url, clock, speed, enforce_iam)
         clouds.install(self.cloud)
         _extend_moto(self.cloud)
         self.cloud.restore(_extend_late)
@@ -333,8 +372,10 @@ def _extend_late(service: str) -> None:
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
     from windlass.local import bucket_policy, notifications, sagemaker
+    from windlass.local.iam import records
 
-    bucket_policy.register()
+    records.register()
+    bucket_policy.register(cloud.authorizer)
     s3.register()
     notifications.register(cloud.events, lambda *given: cloud.functions.deliver(*given))
     cloudwatch.register(cloud)
@@ -377,6 +418,40 @@ def _only_reads(environ: Environ) -> bool:
 def _service(environ: Environ) -> str:
     scope = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0].split("/")
     return scope[3] if len(scope) == 5 else "s3"
+
+
+# By what a request speaks (S3, the query protocol, JSON): code and status of each kind of denial.
+_DENIALS: dict[str, tuple[tuple[str, int], tuple[str, int], tuple[str, int]]] = {
+    "denied": (("AccessDenied", 403), ("AccessDenied", 403), ("AccessDeniedException", 400)),
+    "unknown key": (("InvalidAccessKeyId", 403), ("InvalidClientTokenId", 403), ("UnrecognizedClientException", 400)),
+    "expired": (("ExpiredToken", 400), ("ExpiredToken", 403), ("ExpiredTokenException", 400)),
+    "no signature": (
+        ("AccessDenied", 403),
+        ("MissingAuthenticationToken", 403),
+        ("MissingAuthenticationTokenException", 400),
+    ),
+    "bad signature": (
+        ("SignatureDoesNotMatch", 403),
+        ("SignatureDoesNotMatch", 403),
+        ("InvalidSignatureException", 400),
+    ),
+}
+_QUERY_COMPATIBLE = ("monitoring", "sqs")  # over JSON, their clients still hear the query protocol's codes
+
+
+def _denied(environ: Environ, start_response: StartResponse, denial: Denied) -> Iterable[bytes]:
+    service, target = _service(environ), environ.get("HTTP_X_AMZ_TARGET")
+    of_s3, of_query, of_json = _DENIALS[denial.reason]
+    if service == "s3":
+        return _fault(environ, start_response, of_s3[1], of_s3[0], str(denial))
+    form = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
+    if form or service in _QUERY_COMPATIBLE:
+        code = "AuthorizationError" if service == "sns" and denial.reason == "denied" else of_query[0]
+        return _fault(environ, start_response, of_query[1], code, str(denial))
+    code, status = of_json
+    if not target and denial.reason != "expired":
+        status = 403  # REST services
+    return _fault(environ, start_response, status, code, str(denial))
 
 
 def _fault(environ: Environ, start_response: StartResponse, status: int, code: str, message: str) -> Iterable[bytes]:

@@ -26,6 +26,7 @@ from botocore.exceptions import ClientError
 from tests.unit.local.identity import living
 from windlass.errors import InvalidInput
 from windlass.local import LocalCloud, LocalCloudError
+from windlass.local.iam.authorizer import Authorizer
 from windlass.local.server import Application, _HttpServer
 
 
@@ -131,7 +132,7 @@ class TestErrors:
         def invoke(environ: Any, start_response: Any) -> Any:
             raise RuntimeError("a <bug>")
 
-        return SimpleNamespace(hosting=SimpleNamespace(invoke=invoke))
+        return SimpleNamespace(hosting=SimpleNamespace(invoke=invoke), authorizer=Authorizer(enforce=False))
 
     PATH = "/endpoints/any/invocations"
 
