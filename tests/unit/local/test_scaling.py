@@ -30,6 +30,10 @@ class Endpoints:
     count: int = 1
     updating: bool = False
     changes: list[int] = field(default_factory=list)
+    queued: bool = False
+
+    def scales_to_zero(self, region: str, endpoint: str) -> bool:
+        return self.queued
 
     def desired_instances(self, region: str, endpoint: str, variant: str) -> int | None:
         return self.count if (endpoint, variant) == ("digits", "main") else None
@@ -126,6 +130,14 @@ def test_target_tracking_goes_out_and_in(scaled: Scaled) -> None:
     assert latest["Description"] == "Setting desired instance count to 1."
     assert latest["StatusCode"] == "Successful"
     assert names[1] in latest["Cause"]
+
+
+def test_an_endpoint_with_a_queue_scales_to_nothing(scaled: Scaled) -> None:
+    scaled.hosting.queued = True
+    track(scaled)
+    scaled.api.register_scalable_target(**WHERE, MinCapacity=0)
+    scaled.minutes(16, 0)
+    assert scaled.hosting.changes == [0]
 
 
 def test_scaling_in_can_be_forbidden(scaled: Scaled) -> None:
