@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from windlass.local.split import Split
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -52,16 +54,14 @@ class Capture:
         self._csv = frozenset(headers.get("CsvContentTypes", ()))
         self._json = frozenset(headers.get("JsonContentTypes", ()))
         self._lock = threading.Lock()
-        self._seen = 0
+        self._sampling: Split[bool] = Split()
         self._lines: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._first: dict[tuple[str, str], datetime] = {}
 
     def record(self, exchange: Exchange) -> None:
         """Keep ``exchange`` if the sampling takes it."""
         with self._lock:
-            # Evenly spread rather than by chance: 20 % is every fifth request.
-            before, self._seen = self._seen, self._seen + 1
-            if self._seen * self._percentage // 100 == before * self._percentage // 100:
+            if not self._sampling.choose({True: self._percentage, False: 100 - self._percentage}):
                 return
         line = json.dumps(self._document(exchange), separators=(",", ":"))
         at = datetime.fromtimestamp(exchange.at, UTC)

@@ -24,6 +24,7 @@ from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Unanswered
 from windlass.local.metering import Meter, Sample
 from windlass.local.router import Router
+from windlass.local.shadow import Mirror
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
@@ -107,6 +108,11 @@ class DataPlane:
 
     def __init__(self, find: Callable[[str, str], Target | None], meter: Meter, clock: Clock, queues: Queues) -> None:
         self._find, self._meter, self._clock, self._queues = find, meter, clock, queues
+        self._mirror = Mirror()
+
+    def close(self) -> None:
+        """Wait for the copies of requests that are under way."""
+        self._mirror.close()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._answer(environ)
@@ -180,31 +186,16 @@ class DataPlane:
             return _refusal("ValidationError", message)
         try:
             with endpoint.router.route(wanted) as (fleet, instance):
-                reply, seconds = _ask(instance, invocation)
-                healthy = fleet.healthy()[instance.spec.name]
-                # While the request is held: a fleet that is retired writes what it captured when nothing is outstanding.
-                if isinstance(reply, Reply):
-                    _capture(endpoint.capture_of(fleet), invocation, reply, instance.spec.name, at)
+                for shadow in fleet.shadows():
+                    self._mirror.submit(lambda shadow=shadow: self._copy(endpoint, fleet, shadow, invocation))  # type: ignore[misc]
+                reply = self._serve(endpoint, fleet, instance, invocation, at, began)
         except NoCapacity as error:
-            self._meter.add(_sample(invocation, str(error), None, at, 503, None, time.perf_counter() - began, 1))
+            self._meter.add(_unserved(invocation, str(error), at, time.perf_counter() - began))
             return _refusal("ServiceUnavailable", f"No instance of endpoint {name} is healthy at the moment.", 503)
         except LookupError:
             if wanted and endpoint.router.serving:
                 return _refusal("ValidationError", f"Variant {wanted} not found for Endpoint {name}.")
             return _not_found(name)
-        answered = isinstance(reply, Reply)
-        self._meter.add(
-            _sample(
-                invocation,
-                instance.spec.name,
-                fleet.config if endpoint.guarded else None,
-                at,
-                reply.status if isinstance(reply, Reply) else None,
-                seconds if answered else None,
-                time.perf_counter() - began - seconds,
-                healthy,
-            )
-        )
         if isinstance(reply, str):
             return _model_error(invocation, 0, reply, instance.stream)
         if not 200 <= reply.status < 300:
@@ -216,6 +207,51 @@ class DataPlane:
         if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
             headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
         return Answer(200, headers, reply.body)
+
+    def _serve(
+        self, endpoint: Target, fleet: Fleet, instance: Instance, invocation: Invocation, at: float, began: float
+    ) -> Reply | str:
+        """What the model server says, or why it says nothing; measured, and captured.
+
+        While the request is held: a fleet that is retired writes what it captured when nothing is outstanding.
+        """
+        variant, concurrent = instance.spec.name, instance.outstanding
+        reply, seconds = _ask(instance, invocation)
+        answered = isinstance(reply, Reply)
+        if isinstance(reply, Reply):
+            _capture(endpoint.capture_of(fleet), invocation, reply, variant, at)
+        self._meter.add(
+            Sample(
+                region=invocation.region,
+                endpoint=invocation.endpoint,
+                variant=variant,
+                config=fleet.config if endpoint.guarded else None,
+                at=at,
+                status=reply.status if isinstance(reply, Reply) else None,
+                model_seconds=seconds if answered else None,
+                overhead_seconds=time.perf_counter() - began - seconds,
+                instances=fleet.healthy()[variant],
+                concurrent=concurrent,
+            )
+        )
+        return reply
+
+    def _copy(self, endpoint: Target, fleet: Fleet, shadow: str, invocation: Invocation) -> Callable[[], None] | None:
+        """A copy of the request for a shadow variant, which has an instance from now on."""
+        began, at = time.perf_counter(), self._clock.now()
+        try:
+            instance = fleet.acquire(shadow)
+        except NoCapacity:
+            self._meter.add(_unserved(invocation, shadow, at, time.perf_counter() - began))
+            return None
+
+        def answer() -> None:
+            try:
+                self._serve(endpoint, fleet, instance, invocation, at, began)
+            finally:
+                fleet.release(instance)
+
+        return answer
 
 
 def _async_request(name: str, environ: Mapping[str, Any], body: bytes) -> dict[str, Any]:
@@ -263,26 +299,19 @@ def _content_type(reply: Reply) -> str:
     return reply.headers.get("content-type", "application/octet-stream")
 
 
-def _sample(
-    invocation: Invocation,
-    variant: str,
-    config: str | None,
-    at: float,
-    status: int | None,
-    model_seconds: float | None,
-    overhead_seconds: float,
-    instances: int,
-) -> Sample:
+def _unserved(invocation: Invocation, variant: str, at: float, seconds: float) -> Sample:
+    """An invocation for which there was no healthy instance."""
     return Sample(
         region=invocation.region,
         endpoint=invocation.endpoint,
         variant=variant,
-        config=config,
+        config=None,
         at=at,
-        status=status,
-        model_seconds=model_seconds,
-        overhead_seconds=overhead_seconds,
-        instances=instances,
+        status=503,
+        model_seconds=None,
+        overhead_seconds=seconds,
+        instances=1,
+        concurrent=0,
     )
 
 

@@ -328,7 +328,8 @@ class Deployments:
         """A deployment of that config. `known`: its models, which may have been deleted since."""
         region, name = endpoint.region, endpoint.name
         specs, models = [], {}
-        for variant in properties["ProductionVariants"]:
+        shadows = variants(properties, "ShadowProductionVariants")
+        for variant in variants(properties).values():
             wanted = variant["ModelName"]
             model = models[wanted] = known[wanted] if known else self._configs.model(region, wanted)
             specs.append(
@@ -346,6 +347,7 @@ class Deployments:
                     },
                     startup_timeout_seconds=variant.get("ContainerStartupHealthCheckTimeoutInSeconds", 240),
                     layers=Environments(self._cloud.keeper),
+                    shadow=variant["VariantName"] in shadows,
                 )
             )
         fleet = Fleet(

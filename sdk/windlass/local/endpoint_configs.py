@@ -19,7 +19,6 @@ from windlass.local.faults import Fault
 
 # What a request may ask for on AWS and not here, yet. Silence would be a false success.
 _REFUSED_IN_CONFIG = (
-    "ShadowProductionVariants",
     "ExplainerConfig",
     "CrossRegionTrafficConfig",
 )
@@ -135,17 +134,26 @@ class EndpointConfigs:
         for key in _REFUSED_IN_CONFIG:
             if key in request:
                 raise unsupported(key)
-        names = [variant["VariantName"] for variant in request["ProductionVariants"]]
+        shadows = request.get("ShadowProductionVariants", [])
+        if shadows and (len(shadows), len(request["ProductionVariants"])) != (1, 1):
+            raise Fault(
+                "ValidationException",
+                "With ShadowProductionVariants, specify exactly one variant in ProductionVariants and one in "
+                f"ShadowProductionVariants; there are {len(request['ProductionVariants'])} and {len(shadows)}.",
+            )
+        names = [variant["VariantName"] for variant in [*request["ProductionVariants"], *shadows]]
         if len(set(names)) < len(names):
             raise Fault(
                 "ValidationException", "Each production variant in an endpoint configuration must have a unique name."
             )
+        if shadows and "AsyncInferenceConfig" in request:
+            raise Fault("ValidationException", "ShadowProductionVariants is not supported with AsyncInferenceConfig.")
         if "AsyncInferenceConfig" in request and any(
             "ServerlessConfig" in each for each in request["ProductionVariants"]
         ):
             raise Fault("ValidationException", "AsyncInferenceConfig is not supported with ServerlessConfig.")
         stored = kept(request)
-        for variant in stored["ProductionVariants"]:
+        for variant in variants(stored).values():
             self._check_variant(region, variant)
             variant.setdefault("InitialVariantWeight", 1.0)
         if (capture := request.get("DataCaptureConfig")) and not storage.bucket_exists(
@@ -235,8 +243,10 @@ def kept(request: Mapping[str, Any]) -> dict[str, Any]:
     return copy.deepcopy({key: value for key, value in request.items() if key != "Tags"})
 
 
-def variants(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {variant["VariantName"]: variant for variant in config["ProductionVariants"]}
+def variants(config: Mapping[str, Any], *roles: str) -> dict[str, dict[str, Any]]:
+    """The variants of a config by their names: those of these members, or else all."""
+    members = roles or ("ProductionVariants", "ShadowProductionVariants")
+    return {variant["VariantName"]: variant for member in members for variant in config.get(member, [])}
 
 
 def page_of(kind: str, summaries: list[dict[str, Any]], request: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from windlass.local.containers import FetchFailed
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.logs import follow
 from windlass.local.processes import BASE, Child, Container, Keeper
+from windlass.local.split import Split
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ class VariantSpec:
         fetch: puts the model's files into a folder; raises :class:`containers.FetchFailed`.
         environment: the whole environment of the process but for the contract's own variables.
         startup_timeout_seconds: ContainerStartupHealthCheckTimeoutInSeconds.
+        shadow: whether it gets copies of requests instead of requests. Of all requests, in the ratio of its weight to that of
+            the production variants.
         layers: installs what the requirements.txt of the model's code asks for.
     """
 
@@ -96,6 +99,7 @@ class VariantSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     startup_timeout_seconds: float = 240.0
     layers: Environments | None = None
+    shadow: bool = False
     command: Sequence[str] = (sys.executable, "-m", "windlass.runtime.server")
 
 
@@ -446,10 +450,29 @@ class Fleet:
         self._keeper, self._open_log, self._started = keeper, open_log, started
         self._instances: dict[str, list[Instance]] = {spec.name: [] for spec in variants}
         self._starting: list[Instance] = []
+        self._sampling: dict[str, Split[bool]] = {spec.name: Split() for spec in variants if spec.shadow}
 
     def _instance(self, spec: VariantSpec) -> Instance:
         folder = self.folder / spec.name / str(next(self._numbers))
         return Instance(spec, folder, keeper=self._keeper, open_log=self._open_log, started=self._started)
+
+    @property
+    def production(self) -> dict[str, float]:
+        """The weights of the variants that answer requests."""
+        return {name: weight for name, weight in self.weights.items() if not self.variants[name].shadow}
+
+    def shadows(self) -> list[str]:
+        """The shadow variants that get a copy of the next request."""
+        if not self._sampling:
+            return []
+        production = sum(self.production.values())
+        chosen = []
+        with self._changed:
+            for name, sampling in self._sampling.items():
+                part = min(1.0, self.weights[name] / production) if production else 0.0
+                if sampling.choose({True: part, False: 1 - part}):
+                    chosen.append(name)
+        return chosen
 
     def instances(self, variant: str) -> list[Instance]:
         """Those of one variant."""

@@ -82,12 +82,12 @@ class Hosting:
                 "LastModifiedTime": endpoint.modified,
             }
             if endpoint.live:
-                answer["ProductionVariants"] = _summaries(endpoint.live, endpoint.live.fleet.healthy(), None)
+                answer |= _summaries(endpoint.live, None)
             if endpoint.pending and endpoint.status in IN_PROGRESS:
                 status = endpoint.rollout.stage if endpoint.rollout else "Creating"
                 answer["PendingDeploymentSummary"] = {
                     "EndpointConfigName": endpoint.pending.config.name,
-                    "ProductionVariants": _summaries(endpoint.pending, endpoint.pending.fleet.healthy(), status),
+                    **_summaries(endpoint.pending, status),
                     "StartTime": endpoint.pending.since,
                 }
             if capture := shown.properties.get("DataCaptureConfig"):
@@ -129,7 +129,7 @@ class Hosting:
             if deployment is None and request.get("RetainDeploymentConfig"):
                 deployment = endpoint.deployment
             policy = Policy.parse(deployment, instances=_smallest(live.properties))
-            before, after = set(live.fleet.variants), set(variants(config.request))
+            before, after = set(live.fleet.production), set(variants(config.request, "ProductionVariants"))
             if deployment and before != after:
                 raise Fault(
                     "ValidationException",
@@ -240,11 +240,13 @@ class Hosting:
     def reset(self) -> None:
         """Forget everything, and end every process."""
         self._deployments.reset()
+        self._data_plane.close()
         self.configs.reset()
 
     def close(self) -> None:
         """End every process and thread, and write what is still in memory."""
         self._deployments.close()
+        self._data_plane.close()
 
 
 class HostingOperations:
@@ -304,7 +306,7 @@ class HostingOperations:
 
 
 def _smallest(config: Mapping[str, Any]) -> int:
-    return min(int(variant["InitialInstanceCount"]) for variant in config["ProductionVariants"])
+    return min(int(variant["InitialInstanceCount"]) for variant in variants(config, "ProductionVariants").values())
 
 
 def _retain(live: Deployed, config: Mapping[str, Any], retained: set[str]) -> dict[str, Any]:
@@ -321,22 +323,33 @@ def _retain(live: Deployed, config: Mapping[str, Any], retained: set[str]) -> di
     return properties
 
 
-def _summaries(deployed: Deployed, healthy: Mapping[str, int], status: str | None) -> list[dict[str, Any]]:
-    summaries = []
-    for name, variant in variants(deployed.properties).items():
-        image = deployed.fleet.variants[name].image
-        summary = {
-            "VariantName": name,
-            "DeployedImages": [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": deployed.since}],
-            "CurrentWeight": deployed.fleet.weights[name],
-            "DesiredWeight": deployed.fleet.weights[name],
-            "CurrentInstanceCount": healthy[name],
-            "DesiredInstanceCount": variant["InitialInstanceCount"],
-        }
-        if status:
-            summary["InstanceType"] = variant["InstanceType"]
-            summary["VariantStatus"] = [{"Status": status, "StartTime": deployed.since}]
-        if "RoutingConfig" in variant:
-            summary["RoutingConfig"] = variant["RoutingConfig"]
-        summaries.append(summary)
-    return summaries
+def _summaries(deployed: Deployed, status: str | None) -> dict[str, Any]:
+    """ProductionVariants and ShadowProductionVariants as DescribeEndpoint has them."""
+    roles = [role for role in ("ProductionVariants", "ShadowProductionVariants") if role in deployed.properties]
+    healthy = deployed.fleet.healthy()
+    return {
+        role: [
+            _summary(deployed, variant, healthy[name], status)
+            for name, variant in variants(deployed.properties, role).items()
+        ]
+        for role in roles
+    }
+
+
+def _summary(deployed: Deployed, variant: Mapping[str, Any], healthy: int, status: str | None) -> dict[str, Any]:
+    name = variant["VariantName"]
+    image = deployed.fleet.variants[name].image
+    summary = {
+        "VariantName": name,
+        "DeployedImages": [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": deployed.since}],
+        "CurrentWeight": deployed.fleet.weights[name],
+        "DesiredWeight": variant["InitialVariantWeight"],
+        "CurrentInstanceCount": healthy,
+        "DesiredInstanceCount": variant["InitialInstanceCount"],
+    }
+    if status:
+        summary["InstanceType"] = variant["InstanceType"]
+        summary["VariantStatus"] = [{"Status": status, "StartTime": deployed.since}]
+    if "RoutingConfig" in variant:
+        summary["RoutingConfig"] = variant["RoutingConfig"]
+    return summary

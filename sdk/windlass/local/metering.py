@@ -15,6 +15,10 @@ from windlass.local.metric_store import Datum, Metric, MetricStore
 
 NAMESPACE = "AWS/SageMaker"
 
+FINE_SECONDS = 10
+HIGH_RESOLUTION = frozenset({"ConcurrentRequestsPerModel"})
+"""What AWS publishes every 10 seconds instead of every minute, so that scaling sees a crowd early."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -26,6 +30,7 @@ class Sample:
         model_seconds: until it had answered; None when it gave none.
         overhead_seconds: what the service itself added.
         instances: healthy instances of the variant.
+        concurrent: requests that its instance was answering, this one included.
     """
 
     region: str
@@ -37,6 +42,7 @@ class Sample:
     model_seconds: float | None
     overhead_seconds: float
     instances: int
+    concurrent: int
 
     def values(self) -> Iterator[tuple[str, float, str]]:
         """Name, value and unit of each metric that this invocation adds to."""
@@ -47,6 +53,7 @@ class Sample:
         yield "Invocation4XXErrors", float(400 <= status < 500), "None"
         yield "Invocation5XXErrors", float(status >= 500), "None"
         yield "InvocationModelErrors", float(not 200 <= status < 300), "None"
+        yield "ConcurrentRequestsPerModel", self.concurrent, "None"
         yield "OverheadLatency", self.overhead_seconds * 1e6, "Microseconds"
         if self.model_seconds is not None:
             yield "ModelLatency", self.model_seconds * 1e6, "Microseconds"
@@ -66,24 +73,30 @@ class Meter:
             self._samples.append(sample)
 
     def flush(self) -> None:
-        """Hand over what has gathered, one datum for each metric and minute (these metrics are kept by the minute)."""
+        """Hand over what has gathered, one datum for each metric and minute, or 10 seconds."""
         with self._lock:
             samples, self._samples = self._samples, []
+        minutes = self._store.minute
         gathered: dict[str, dict[tuple[Metric, str, float], Counter[float]]] = defaultdict(lambda: defaultdict(Counter))
         for sample in samples:
-            minute = sample.at // self._store.minute * self._store.minute
+            minute, fine = (sample.at // each * each for each in (minutes, min(FINE_SECONDS, minutes)))
             plain = {"EndpointName": sample.endpoint, "VariantName": sample.variant}
             sets = [plain] if sample.config is None else [plain, {**plain, "EndpointConfigName": sample.config}]
             for name, value, unit in sample.values():
                 for dimensions in sets:
-                    key = (Metric.of(NAMESPACE, name, dimensions), unit, minute)
+                    at = fine if name in HIGH_RESOLUTION else minute
+                    key = (Metric.of(NAMESPACE, name, dimensions), unit, at)
                     gathered[sample.region][key][value] += 1
         for region, data in gathered.items():
             self._store.put_many(
                 region,
                 [
                     Datum(
-                        metric, at, samples=tuple((value, float(count)) for value, count in counter.items()), unit=unit
+                        metric,
+                        at,
+                        samples=tuple((value, float(count)) for value, count in counter.items()),
+                        unit=unit,
+                        resolution=1 if metric.name in HIGH_RESOLUTION else 60,
                     )
                     for (metric, unit, at), counter in data.items()
                 ],

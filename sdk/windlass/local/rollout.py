@@ -41,7 +41,7 @@ class Size:
 
     def share(self, instances: int) -> float:
         """What part of so many instances this is; more than 1 if it is more than there are."""
-        return self.value / (100 if self.kind == "CAPACITY_PERCENT" else instances)
+        return self.value / (100 if self.kind == "CAPACITY_PERCENT" else max(1, instances))
 
     def count(self, instances: int) -> int:
         """The most instances, out of so many, that this allows at a time; at least one, or nothing would ever move."""
@@ -150,8 +150,9 @@ class Policy:
                 for share, wait in zip(self.shares, waits, strict=True)
             ]
         steps = []
-        for grown in _batches(dict.fromkeys(new, 0), new, self.batch):
-            shares = {name: grown[name] / new[name] for name in new}
+        # A fleet that was scaled to zero has nothing to bring up, and its traffic moves all the same.
+        for grown in _batches(dict.fromkeys(new, 0), new, self.batch) or [dict(new)]:
+            shares = {name: grown[name] / new[name] if new[name] else 1.0 for name in new}
             kept = {name: math.ceil(count * (1 - shares.get(name, 1.0)) - 1e-9) for name, count in old.items()}
             steps.append(Step(shares, grown, kept, self.wait_seconds))
         return [*steps[:-1], Step(steps[-1].shares, steps[-1].grow, bake_seconds=self.wait_seconds)]
@@ -169,7 +170,7 @@ class Policy:
             return [Step(dict.fromkeys(new, 0.0), old)]
         steps = []
         for grown in _batches(left, old, size):
-            shares = {name: 1 - grown[name] / old[name] for name in old}
+            shares = {name: 1 - grown[name] / old[name] if old[name] else 0.0 for name in old}
             kept = {name: math.ceil(count * shares.get(name, 0.0) - 1e-9) for name, count in new.items()}
             steps.append(Step(shares, grown, kept))
         return steps

@@ -73,7 +73,9 @@ class Router:
 
 def _parts(fleet: Fleet, share: Share, target: str | None) -> dict[str, float]:
     """The part of the endpoint's requests that each variant of the fleet takes."""
-    weights = {target: 1.0} if target in fleet.weights else {} if target else fleet.weights
+    weights = fleet.production
+    if target:
+        weights = {target: 1.0} if target in weights else {}
     total = sum(weights.values()) or 1.0
     return {name: weight / total * share_of(share, name) for name, weight in weights.items()}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,17 @@ def test_bakes_run_at_that_pace_and_the_limit_does_not() -> None:
         clock=clock,
         pace=Moving(),
         alarm_states=dict,
-        shift=lambda share: shifted.append((share, round(clock.now() - began, 1))),
         cancelled=lambda: False,
     )
-    assert rollout.run() is None
+
+    class Moves:
+        grow = shrink = staticmethod(lambda counts: None)
+
+        @staticmethod
+        def shift(shares: Mapping[str, float]) -> None:
+            shifted.append((shares["main"], round(clock.now() - began, 1)))
+
+    assert rollout.run(policy.steps({"main": 1}, {"main": 1}), Moves()) is None
     assert shifted == [(0.5, 0), (1.0, 10)]
     assert clock.now() - began == pytest.approx(11)
 
@@ -108,7 +116,7 @@ def test_invocations_are_kept_as_finely_as_alarms_may_look(tmp_path: Path) -> No
     store = MetricStore(tmp_path / "m.sqlite", clock, 0.01)
     meter = Meter(store)
     for number in range(3):
-        meter.add(Sample(REGION, "e", "v", None, clock.now() + number, 200, 0.1, 0.1, 1))
+        meter.add(Sample(REGION, "e", "v", None, clock.now() + number, 200, 0.1, 0.1, 1, 1))
     meter.flush()
     (metric,) = (metric for _, metric in store.metrics(REGION, 0) if metric.name == "Invocations")
     times = store.read(REGION, metric, 0, 4e9).t / 1000 - clock.now()

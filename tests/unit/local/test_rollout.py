@@ -133,6 +133,10 @@ def test_rolling_to_another_size_keeps_the_traffic_in_proportion_to_the_new_one(
     ]
 
 
+def test_rolling_a_fleet_that_was_scaled_to_zero_moves_the_traffic_alone() -> None:
+    assert path(rolling(size(50)), {"main": 0}, {"main": 0}) == [({"main": 1.0}, {"main": 0}, None)]
+
+
 def test_each_variant_rolls_by_its_own_batches() -> None:
     assert path(rolling(size(50)), {"a": 4, "b": 1}, {"a": 4, "b": 1}) == [
         ({"a": 0.5, "b": 1.0}, {"a": 2, "b": 1}, {"a": 2, "b": 0}),

@@ -18,7 +18,7 @@ def fleet(config: str, **weights: float) -> Fleet:
         Fleet,
         SimpleNamespace(
             config=config,
-            weights=weights,
+            production=weights,
             acquire=lambda name: SimpleNamespace(spec=SimpleNamespace(name=name)),
             release=lambda instance: None,
         ),
