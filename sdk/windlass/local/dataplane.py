@@ -21,15 +21,13 @@ from windlass.local.capture import Capture, Exchange
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
-from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Unanswered
+from windlass.local.fleet import PAYLOAD_LIMIT_BYTES, Fleet, FleetFailed, Instance, NoCapacity, Reply, Unanswered
 from windlass.local.metering import Meter, Sample
 from windlass.local.router import Router
+from windlass.local.serverless import Throttled
 from windlass.local.shadow import Mirror
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
-PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
-"""Of a body, both ways: the service model's own maximum."""
-
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/([a-z0-9-]+)/")
 _PREFIX = "HTTP_X_AMZN_SAGEMAKER_"
@@ -128,9 +126,7 @@ class DataPlane:
         name, kind = unquote(match[1]), match[2]
         body = _read_body(environ)
         if body is None:
-            # AWS's front door answers this one: a bare 413, without an error code.
-            text = json.dumps({"message": f"HTTP content length exceeded {PAYLOAD_LIMIT_BYTES} bytes."})
-            return Answer(413, {"Content-Type": "application/json"}, text.encode())
+            return _too_large(PAYLOAD_LIMIT_BYTES)
         scope = _SCOPE.search(environ.get("HTTP_AUTHORIZATION", ""))
         region = scope[1] if scope else "us-east-1"
         if kind == "async-invocations":
@@ -184,11 +180,20 @@ class DataPlane:
         if invocation.target_model:
             message = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
             return _refusal("ValidationError", message)
+        limit = endpoint.router.payload_limit_bytes
+        if len(invocation.body) > limit:
+            return _too_large(limit)
         try:
             with endpoint.router.route(wanted) as (fleet, instance):
                 for shadow in fleet.shadows():
                     self._mirror.submit(lambda shadow=shadow: self._copy(endpoint, fleet, shadow, invocation))  # type: ignore[misc]
                 reply = self._serve(endpoint, fleet, instance, invocation, at, began)
+        except Throttled:
+            return _refusal("ThrottlingException", "Rate exceeded")
+        except FleetFailed as error:
+            variant = wanted or next(iter(endpoint.router.shares[0][0].variants))
+            self._meter.add(_unserved(invocation, variant, at, time.perf_counter() - began))
+            return _model_error(invocation, 0, str(error), variant)
         except NoCapacity as error:
             self._meter.add(_unserved(invocation, str(error), at, time.perf_counter() - began))
             return _refusal("ServiceUnavailable", f"No instance of endpoint {name} is healthy at the moment.", 503)
@@ -200,8 +205,8 @@ class DataPlane:
             return _model_error(invocation, 0, reply, instance.stream)
         if not 200 <= reply.status < 300:
             return _model_error(invocation, reply.status, reply.body.decode("utf-8", "replace"), instance.stream)
-        if len(reply.body) > PAYLOAD_LIMIT_BYTES:
-            return _model_error(invocation, 0, f"The response exceeds {PAYLOAD_LIMIT_BYTES} bytes.", instance.stream)
+        if len(reply.body) > limit:
+            return _model_error(invocation, 0, f"The response exceeds {limit} bytes.", instance.stream)
         content_type = _content_type(reply)
         headers = {"Content-Type": content_type, "x-Amzn-Invoked-Production-Variant": instance.spec.name}
         if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
@@ -337,6 +342,12 @@ def _read_body(environ: dict[str, Any]) -> bytes | None:
 def _refusal(code: str, message: str, status: int = 400, **members: Any) -> Answer:
     body = json.dumps({**members, "Message": message}).encode()
     return Answer(status, {"Content-Type": "application/json", "x-amzn-ErrorType": code}, body)
+
+
+def _too_large(limit: int) -> Answer:
+    # AWS's front door answers this one: a bare 413, without an error code.
+    text = json.dumps({"message": f"HTTP content length exceeded {limit} bytes."})
+    return Answer(413, {"Content-Type": "application/json"}, text.encode())
 
 
 def _not_found(name: str) -> Answer:

@@ -23,15 +23,17 @@ from windlass.local import containers, storage
 from windlass.local.asynchronous import Queues
 from windlass.local.capture import Capture
 from windlass.local.dataplane import LOG_GROUP
-from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, split, variants
+from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, instances_of, split, variants
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, FleetFailed, VariantSpec
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
+from windlass.local.metric_store import Datum, Metric
 from windlass.local.processes import Child
 from windlass.local.rollout import Counts, Policy, Rollout
 from windlass.local.router import Router, Share, share_of
+from windlass.local.serverless import STARTUP_SECONDS, ServerlessFleet, Settings, Values
 from windlass.local.utilisation import ENDPOINTS, Usage
 
 log = logging.getLogger(__name__)
@@ -181,6 +183,9 @@ class Deployments:
     def resize(self, endpoint: Endpoint, fleet: Fleet, before: dict[str, Any], after: dict[str, Any]) -> None:
         wanted = _counts(after)
         try:
+            if isinstance(fleet, ServerlessFleet):
+                [variant] = variants(after).values()
+                fleet.reconfigure(Settings.parse(variant["ServerlessConfig"], variant["VariantName"]), self.closed)
             fleet.grow(wanted, self.closed)
             for name, variant in variants(after).items():
                 fleet.weights[name] = variant["InitialVariantWeight"]
@@ -337,7 +342,7 @@ class Deployments:
                     name=variant["VariantName"],
                     model=model.name,
                     image=model.container["Image"],
-                    instances=variant["InitialInstanceCount"],
+                    instances=instances_of(variant),
                     weight=variant["InitialVariantWeight"],
                     fetch=functools.partial(containers.fetch, model.container),
                     environment={
@@ -345,24 +350,53 @@ class Deployments:
                         "SAGEMAKER_REGION": region,
                         **model.container.get("Environment", {}),
                     },
-                    startup_timeout_seconds=variant.get("ContainerStartupHealthCheckTimeoutInSeconds", 240),
+                    startup_timeout_seconds=variant.get(
+                        "ContainerStartupHealthCheckTimeoutInSeconds",
+                        STARTUP_SECONDS if "ServerlessConfig" in variant else 240,
+                    ),
                     layers=Environments(self._cloud.keeper),
                     shadow=variant["VariantName"] in shadows,
                 )
             )
-        fleet = Fleet(
-            config.name,
-            specs,
-            self._cloud.state / "endpoints" / name / f"{next(self._numbers)}-{config.name}",
-            keeper=self._cloud.keeper,
-            open_log=lambda stream: LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock),
-            started=functools.partial(self._watch, endpoint),
-        )
+        fleet = self._fleet(endpoint, config, properties, specs)
         capture = None
         if settings := properties.get("DataCaptureConfig"):
             settings = {**settings, "DestinationS3Uri": containers.s3_uri(settings["DestinationS3Uri"])}
             capture = Capture(settings, name, storage.write)
         return Deployed(config, properties, fleet, capture, self.now(), models)
+
+    def _fleet(
+        self, endpoint: Endpoint, config: Record, properties: Mapping[str, Any], specs: list[VariantSpec]
+    ) -> Fleet:
+        region, name = endpoint.region, endpoint.name
+        folder = self._cloud.state / "endpoints" / name / f"{next(self._numbers)}-{config.name}"
+
+        def open_log(stream: str) -> LogStream:
+            return LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock)
+
+        [variant, *_] = properties["ProductionVariants"]
+        if "ServerlessConfig" not in variant:
+            started = functools.partial(self._watch, endpoint)
+            return Fleet(config.name, specs, folder, keeper=self._cloud.keeper, open_log=open_log, started=started)
+        [spec] = specs
+        return ServerlessFleet(
+            config.name,
+            spec,
+            folder,
+            settings=Settings.parse(variant["ServerlessConfig"], spec.name),
+            pace=self._cloud.pace,
+            put=functools.partial(self._publish, region, {"EndpointName": name, "VariantName": spec.name}),
+            keeper=self._cloud.keeper,
+            open_log=open_log,
+        )
+
+    def _publish(self, region: str, dimensions: Mapping[str, str], namespace: str, values: Values) -> None:
+        now = self._cloud.clock.now()
+        data = [
+            Datum(Metric.of(namespace, name, dimensions), now, ((value, 1.0),), unit=unit)
+            for name, value, unit in values
+        ]
+        self._cloud.metrics.put_many(region, data)
 
     def _watch(self, endpoint: Endpoint, variant: str, child: Child, folder: Path) -> None:
         dimensions = {"EndpointName": endpoint.name, "VariantName": variant}
@@ -515,7 +549,7 @@ class _Moves:
 
 
 def _counts(properties: Mapping[str, Any]) -> dict[str, int]:
-    return {name: int(variant["InitialInstanceCount"]) for name, variant in variants(properties).items()}
+    return {name: instances_of(variant) for name, variant in variants(properties).items()}
 
 
 def _internal(error: Exception) -> str:

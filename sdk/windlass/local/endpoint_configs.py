@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from windlass.local import cloud as clouds
-from windlass.local import containers, listing, storage
+from windlass.local import containers, listing, serverless, storage
 from windlass.local.faults import Fault
 
 # What a request may ask for on AWS and not here, yet. Silence would be a false success.
@@ -22,7 +22,7 @@ _REFUSED_IN_CONFIG = (
     "ExplainerConfig",
     "CrossRegionTrafficConfig",
 )
-_REFUSED_IN_VARIANT = ("ServerlessConfig", "ManagedInstanceScaling", "InstancePools", "CapacityReservationConfig")
+_REFUSED_IN_VARIANT = ("ManagedInstanceScaling", "InstancePools", "CapacityReservationConfig")
 
 
 @dataclass
@@ -148,14 +148,11 @@ class EndpointConfigs:
             )
         if shadows and "AsyncInferenceConfig" in request:
             raise Fault("ValidationException", "ShadowProductionVariants is not supported with AsyncInferenceConfig.")
-        if "AsyncInferenceConfig" in request and any(
-            "ServerlessConfig" in each for each in request["ProductionVariants"]
-        ):
-            raise Fault("ValidationException", "AsyncInferenceConfig is not supported with ServerlessConfig.")
         stored = kept(request)
         for variant in variants(stored).values():
             self._check_variant(region, variant)
             variant.setdefault("InitialVariantWeight", 1.0)
+        serverless.check(request, lambda model: self.model(region, model).request)
         if (capture := request.get("DataCaptureConfig")) and not storage.bucket_exists(
             containers.s3_uri(capture["DestinationS3Uri"])
         ):
@@ -213,7 +210,7 @@ class EndpointConfigs:
             raise unsupported(f"inference components (variant {variant['VariantName']} names no model)")
         self.model(region, variant["ModelName"])
         for key in ("InstanceType", "InitialInstanceCount"):
-            if key not in variant:
+            if key not in variant and "ServerlessConfig" not in variant:
                 raise Fault(
                     "ValidationException", f"{key} is required for production variant {variant['VariantName']}."
                 )
@@ -229,6 +226,11 @@ class EndpointConfigs:
 def split(key: str) -> tuple[str, str]:
     region, _, name = key.partition("/")
     return region, name
+
+
+def instances_of(variant: Mapping[str, Any]) -> int:
+    """InitialInstanceCount. What is serverless counts as one instance, which is always there."""
+    return int(variant.get("InitialInstanceCount", 1))
 
 
 def unsupported(what: str) -> Fault:

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 Started = Callable[[str, Child, Path], None]
 
+PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
+"""Of a body, both ways: the service model's own maximum."""
+
 INVOCATION_TIMEOUT_SECONDS = 60.0
 """How long a model may take to answer: InvokeEndpoint's limit."""
 
@@ -148,6 +151,16 @@ class Instance:
     def stopping(self) -> bool:
         """Whether it is being ended on purpose."""
         return self._stopping.is_set()
+
+    @property
+    def launched(self) -> bool:
+        """Whether its process has been started at all."""
+        return self._child is not None
+
+    @property
+    def pid(self) -> int:
+        """Of its process; 0 before there is one."""
+        return self._child.pid if self._child else 0
 
     def wait_ready(self, timeout: float) -> bool:
         """Whether it is healthy within ``timeout`` seconds."""
@@ -267,6 +280,19 @@ class Instance:
                 backoff = min(backoff * 2, 10.0)
                 if self._child and self._child.poll() is None:
                     self._child.kill()
+
+    def wait_ended(self) -> None:
+        """Return when the process has ended, by itself or not."""
+        if self._child:
+            self._child.wait()
+        self.ready = False
+
+    def kill(self, why: str) -> None:
+        """End the process at once; the log says why."""
+        self.ready = False
+        self._log.write(why)
+        if self._child:
+            self._child.kill()
 
     def _abort_restart(self) -> str | None:
         return "stopping" if self._stopping.is_set() else None
@@ -433,6 +459,8 @@ class Fleet:
         started: is told of each process: (variant, process, folder).
     """
 
+    payload_limit_bytes = PAYLOAD_LIMIT_BYTES
+
     def __init__(
         self,
         config: str,
@@ -494,7 +522,7 @@ class Fleet:
             raise
 
     @staticmethod
-    def _bring_up(instances: Sequence[Instance], abort: Callable[[], str | None]) -> None:
+    def _bring_up(instances: Sequence[Instance], abort: Callable[[], str | None], *, restart: bool = True) -> None:
         try:
             for instance in instances:
                 model = instance.folder / "model"
@@ -511,7 +539,7 @@ class Fleet:
         started = time.monotonic()
         for instance in instances:
             instance.wait_healthy(started + instance.spec.startup_timeout_seconds, abort)
-        for instance in instances:
+        for instance in instances if restart else ():
             threading.Thread(target=instance.watch, name=f"watch-{instance.id}", daemon=True).start()
 
     def counts(self) -> dict[str, int]:
@@ -600,6 +628,9 @@ class Fleet:
             chosen.outstanding += 1
             chosen.last_used = next(self._uses)
             return chosen
+
+    def prepare(self, instance: Instance) -> None:
+        """Do what remains to be done before an acquired instance can be asked. Raises FleetFailed."""
 
     def release(self, instance: Instance) -> None:
         """The request given to ``instance`` is over."""

@@ -16,11 +16,12 @@ from moto.core.responses import ActionResult, EmptyResult
 from windlass.local import cloud as clouds
 from windlass.local.dataplane import DataPlane
 from windlass.local.deployments import IN_PROGRESS, Deployed, Deployments, Endpoint
-from windlass.local.endpoint_configs import EndpointConfigs, arn_of, kept, page_of, unsupported, variants
+from windlass.local.endpoint_configs import EndpointConfigs, arn_of, instances_of, kept, page_of, variants
 from windlass.local.faults import Fault
 from windlass.local.fleet import FAILURE_REASON_LENGTH
 from windlass.local.metering import Meter
 from windlass.local.rollout import Policy, Rollout
+from windlass.local.serverless import ServerlessFleet, Settings
 
 
 class Hosting:
@@ -166,6 +167,12 @@ class Hosting:
             for name, change in wanted.items():
                 if name not in live.fleet.variants:
                     raise Fault("ValidationException", f"Variant {name} not found for Endpoint {endpoint.name}.")
+                kind = "ServerlessConfig" if isinstance(live.fleet, ServerlessFleet) else "InitialInstanceCount"
+                other = "DesiredInstanceCount" if kind == "ServerlessConfig" else "ServerlessUpdateConfig"
+                if other in change:
+                    raise Fault(
+                        "ValidationException", f"{other} is not supported for variant {name}, which has {kind}."
+                    )
                 if change.get("DesiredInstanceCount") == 0 and not endpoint.asynchronous:
                     index = list(wanted).index(name) + 1
                     raise Fault(
@@ -173,12 +180,16 @@ class Hosting:
                         f"1 validation error detected: Value '0' at 'desiredWeightsAndCapacities.{index}.member."
                         "desiredInstanceCount' failed to satisfy constraint: Member must have value greater than or equal to 1",
                     )
-                if "ServerlessUpdateConfig" in change:
-                    raise unsupported("ServerlessUpdateConfig")
             before, after = live.properties, copy.deepcopy(live.properties)
             for name, variant in variants(after).items():
                 change = wanted.get(name, {})
-                variant["InitialInstanceCount"] = change.get("DesiredInstanceCount", variant["InitialInstanceCount"])
+                if "ServerlessConfig" in variant:
+                    variant["ServerlessConfig"] |= change.get("ServerlessUpdateConfig", {})
+                    Settings.parse(variant["ServerlessConfig"], name)
+                else:
+                    variant["InitialInstanceCount"] = change.get(
+                        "DesiredInstanceCount", variant["InitialInstanceCount"]
+                    )
                 variant["InitialVariantWeight"] = change.get("DesiredWeight", live.fleet.weights[name])
             endpoint.live = replace(live, properties=after)
             endpoint.failure = None
@@ -193,7 +204,7 @@ class Hosting:
             found = self._deployments.endpoints.get((region, endpoint))
             live = found.live if found else None
             properties = variants(live.properties).get(variant) if live else None
-            return int(properties["InitialInstanceCount"]) if properties else None
+            return instances_of(properties) if properties else None
 
     def scales_to_zero(self, region: str, endpoint: str) -> bool:
         """Whether its variants may have no instance at all: only a queue can wait for one."""
@@ -306,7 +317,7 @@ class HostingOperations:
 
 
 def _smallest(config: Mapping[str, Any]) -> int:
-    return min(int(variant["InitialInstanceCount"]) for variant in variants(config, "ProductionVariants").values())
+    return min(instances_of(variant) for variant in variants(config, "ProductionVariants").values())
 
 
 def _retain(live: Deployed, config: Mapping[str, Any], retained: set[str]) -> dict[str, Any]:
@@ -314,7 +325,8 @@ def _retain(live: Deployed, config: Mapping[str, Any], retained: set[str]) -> di
     properties = copy.deepcopy(dict(config))
     before = variants(live.properties)
     for name, variant in variants(properties).items():
-        if name in before and "DesiredInstanceCount" in retained:
+        kept_count = name in before and "InitialInstanceCount" in before[name] and "InitialInstanceCount" in variant
+        if kept_count and "DesiredInstanceCount" in retained:
             variant["InitialInstanceCount"] = before[name]["InitialInstanceCount"]
         if name in before and "DesiredWeight" in retained:
             variant["InitialVariantWeight"] = live.fleet.weights[name]
@@ -344,11 +356,15 @@ def _summary(deployed: Deployed, variant: Mapping[str, Any], healthy: int, statu
         "DeployedImages": [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": deployed.since}],
         "CurrentWeight": deployed.fleet.weights[name],
         "DesiredWeight": variant["InitialVariantWeight"],
-        "CurrentInstanceCount": healthy,
-        "DesiredInstanceCount": variant["InitialInstanceCount"],
     }
+    if "ServerlessConfig" in variant:
+        summary["CurrentServerlessConfig"] = summary["DesiredServerlessConfig"] = dict(variant["ServerlessConfig"])
+    else:
+        summary["CurrentInstanceCount"] = healthy
+        summary["DesiredInstanceCount"] = variant["InitialInstanceCount"]
     if status:
-        summary["InstanceType"] = variant["InstanceType"]
+        if "InstanceType" in variant:
+            summary["InstanceType"] = variant["InstanceType"]
         summary["VariantStatus"] = [{"Status": status, "StartTime": deployed.since}]
     if "RoutingConfig" in variant:
         summary["RoutingConfig"] = variant["RoutingConfig"]

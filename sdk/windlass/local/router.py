@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 
-from windlass.local.fleet import Fleet, Instance
+from windlass.local.fleet import PAYLOAD_LIMIT_BYTES, Fleet, Instance
 from windlass.local.split import Split
 
 Share = float | Mapping[str, float]
@@ -39,6 +39,11 @@ class Router:
         """Whether any fleet takes traffic."""
         return bool(self._shares)
 
+    @property
+    def payload_limit_bytes(self) -> int:
+        """Of a request's body, and of the answer."""
+        return min((fleet.payload_limit_bytes for fleet, _ in self.shares), default=PAYLOAD_LIMIT_BYTES)
+
     def healthy(self) -> int:
         """How many instances can answer now, of all fleets that take traffic."""
         return sum(count for fleet, share in self.shares if share for count in fleet.healthy().values())
@@ -54,6 +59,7 @@ class Router:
         Raises:
             LookupError: no fleet has that variant, or there is no fleet.
             NoCapacity: no instance of the variant is healthy.
+            FleetFailed: one would have had to be started, and did not come up.
         """
         # One lock over choosing a fleet and counting the request in it: a fleet that assign() has let go of gets no more.
         with self._lock:
@@ -66,6 +72,7 @@ class Router:
             fleet, _ = self._shares[number]
             instance = fleet.acquire(name, limit)
         try:
+            fleet.prepare(instance)
             yield fleet, instance
         finally:
             fleet.release(instance)

@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +112,12 @@ class Usage:
         if thread is not None:
             thread.join(5)
         self._wake.clear()
+
+
+def memory_of(roots: Iterable[int]) -> dict[int, int]:
+    """Bytes of memory that each of these processes holds with all that it started. One that has ended is left out."""
+    table = _processes()
+    return {root: _of_tree(table, root)[1] for root in roots if root in table}
 
 
 @dataclass(frozen=True)

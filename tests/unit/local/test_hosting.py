@@ -261,7 +261,6 @@ def test_model_data_must_exist(cloud: Cloud, uri: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "more", "named"),
     [
-        ({"ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 1}}, {}, "ServerlessConfig"),
         ({}, {"ExplainerConfig": {"ClarifyExplainerConfig": {}}}, "ExplainerConfig"),
         ({"InstancePools": [{"InstanceType": "ml.m5.large"}]}, {}, "InstancePools"),
     ],
