@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-FOREIGN := $(VENV)/foreign/awscli/.installed $(VENV)/foreign/sagemaker/.installed
+FOREIGN := $(VENV)/foreign/awscli/.installed $(VENV)/foreign/sagemaker/.installed $(VENV)/foreign/toolkits/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -19,16 +19,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
 	  { echo "Windlass needs Python 3.11 to 3.14: make PYTHON=/path/to/python3.11 setup"; rm -rf $(VENV); exit 1; }
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,local,tune,infra,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,formats,telemetry,local,tune,infra,dev]'
 	@touch $@
 
-foreign: $(FOREIGN) ## Install the AWS CLI and the official SageMaker SDK, which some tests run
+foreign: $(FOREIGN) ## Install the AWS CLI, the official SageMaker SDK and AWS's inference toolkits, which some tests run
 
 # Each in an environment of its own, as their dependencies would fight with ours.
 $(VENV)/foreign/%/.installed: tests/conformance/%.txt | $(STAMP)
 	@rm -rf $(@D)
 	$(BIN)/python -m venv --without-pip $(@D)
 	$(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --only-binary :all: --requirement $<
+	@touch $@
+
+# AWS's inference toolkits see torch, NumPy and SciPy of .venv: what they have themselves comes first.
+$(VENV)/foreign/toolkits/.installed: tests/conformance/toolkits.txt | $(STAMP)
+	@rm -rf $(@D)
+	$(BIN)/python -m venv --without-pip $(@D)
+	$(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --only-binary :all: --requirement $<
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$site" > "$$($(@D)/bin/python -c "$$site")/windlass.pth"
 	@touch $@
 
 demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine

@@ -1,53 +1,112 @@
-"""Models that need no `inference.py`: the file says how to compute, the signature in ``windlass.json`` what goes in and out.
+"""Models that load themselves, where no ``model_fn`` does: the file says how to compute, the signature what goes in and out.
 
-    predict = engines.load(Path("/opt/ml/model"), signature)       # None: there is no such file
-    predict(array)                                                 # -> array, or {name: array} for several outputs
+    loaded = engines.load(Path("/opt/ml/model"), signature)        # None: there is no such file
+    loaded.predict(array)                                          # -> array, or {name: array} for several outputs
 
-| file | engine |
-|---|---|
-| \\*.onnx | ONNX Runtime, with as many threads as the worker has cores |
-| \\*.pt2 | torch: an ExportedProgram as `torch.export.save` writes it |
+| what is there | engine | signature |
+|---|---|---|
+| \\*.onnx | ONNX Runtime, with as many threads as the worker has cores | needed |
+| \\*.pt2 | torch: an ExportedProgram as `torch.export.save` writes it | needed |
+| \\*.skops | scikit-learn, of which skops loads only types that it knows to be safe | needed |
+| config.json | transformers: the pipeline of its task, or with a signature of numbers the model itself | |
+| model.pt, or one \\*.pt or \\*.pth | torch: TorchScript, as the official PyTorch toolkit's default `model_fn` | |
 
-Safetensors hold weights and no computation, so they cannot be served without code.
+Where there are several, ``loader`` in ``windlass.json`` chooses. Safetensors alone hold weights and no computation, so they
+cannot be served without code.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from windlass.artifact import Signature
 
-Predict = Callable[[Any], Any]
-
 
 class Unservable(Exception):
     """There is a model file, but it cannot be served as the manifest says. The message says why."""
 
 
-def load(model_dir: Path, signature: Signature | None) -> Predict | None:
-    """The model's own computation.
+@dataclass(frozen=True)
+class Loaded:
+    """A model and how it is called.
+
+    Attributes:
+        model: what a `predict_fn` of the user's would get.
+        predict: what stands for `predict_fn` where there is none; ``None``: whatever the model itself offers.
+    """
+
+    model: Any
+    predict: Callable[[Any], Any] | None = None
+
+
+def load(model_dir: Path, signature: Signature | None, loader: str = "") -> Loaded | None:
+    """The model in the folder.
+
+    Args:
+        loader: the manifest's, which decides where several models lie: ``torch-export``, ``transformers``, ``onnx``, ``skops``
+            or ``torchscript``.
 
     Raises:
-        Unservable: several such files, no signature, a signature that is not the model's, or an engine that is not installed.
+        Unservable: several such models, no signature, a signature that is not the model's, or an engine that is not installed.
     """
-    found = sorted(path for suffix in ("onnx", "pt2") for path in model_dir.glob(f"*.{suffix}"))
+    found = {name: paths for name, pattern in _PATTERNS.items() if (paths := pattern(model_dir))}
+    if loader in found:
+        found = {loader: found[loader]}
+    elif loader:
+        raise Unservable(f"windlass.json says loader {loader!r}, and {model_dir} holds no such model.")
     if not found:
         return None
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    paths = [path for group in found.values() for path in group]
+    if len(paths) > 1:
+        names = ", ".join(sorted(path.name for path in paths))
         raise Unservable(f"{model_dir} holds {names}. Leave one, or write code/inference.py with model_fn(model_dir).")
+    engine, path = next(iter(found)), paths[0]
+    if engine == "torchscript":
+        return _torchscript(path)
+    if engine == "transformers":
+        return _transformers(model_dir, signature)
     if signature is None:
         raise Unservable(
-            f"{found[0].name} can be served without code only with a signature: put a signature.json beside it."
+            f"{path.name} can be served without code only with a signature: put a signature.json beside it."
         )
-    return _onnx(found[0], signature) if found[0].suffix == ".onnx" else _exported(found[0], signature)
+    return {"onnx": _onnx, "torch-export": _exported, "skops": _skops}[engine](path, signature)
 
 
-def _onnx(path: Path, signature: Signature) -> Predict:
+def _of_suffix(suffix: str) -> Callable[[Path], list[Path]]:
+    return lambda model_dir: sorted(model_dir.glob(f"*.{suffix}"))
+
+
+def _torchscript_files(model_dir: Path) -> list[Path]:
+    usual = model_dir / "model.pt"
+    return [usual] if usual.is_file() else sorted([*model_dir.glob("*.pt"), *model_dir.glob("*.pth")])
+
+
+def _transformers_config(model_dir: Path) -> list[Path]:
+    path = model_dir / "config.json"
+    try:
+        is_one = "model_type" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        is_one = False
+    return [path] if is_one else []
+
+
+_PATTERNS: Mapping[str, Callable[[Path], list[Path]]] = {
+    "onnx": _of_suffix("onnx"),
+    "torch-export": _of_suffix("pt2"),
+    "skops": _of_suffix("skops"),
+    "transformers": _transformers_config,
+    "torchscript": _torchscript_files,
+}
+
+
+def _onnx(path: Path, signature: Signature) -> Loaded:
     try:
         import onnxruntime
     except ImportError as error:
@@ -69,17 +128,13 @@ def _onnx(path: Path, signature: Signature) -> Predict:
         arrays = {name: value.numpy() if hasattr(value, "numpy") else value for name, value in feeds.items()}
         return _answer(session.run(outputs, arrays), outputs)
 
-    return predict
+    return Loaded(session, predict)
 
 
-def _exported(path: Path, signature: Signature) -> Predict:
-    try:
-        import torch
-    except ImportError as error:
-        raise Unservable(f"{path.name} needs PyTorch: add torch to code/requirements.txt.") from error
+def _exported(path: Path, signature: Signature) -> Loaded:
+    torch = _torch(path)
     module = torch.export.load(path).module()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module.to(device)
+    module.to(_device(torch))
     outputs = [tensor.name for tensor in signature.outputs]
 
     def predict(data: Any) -> Any:
@@ -90,7 +145,99 @@ def _exported(path: Path, signature: Signature) -> Predict:
             return {name: result[name] for name in outputs} if len(outputs) > 1 else result[outputs[0]]
         return _answer(result if isinstance(result, tuple | list) else [result], outputs)
 
-    return predict
+    return Loaded(module, predict)
+
+
+def _torchscript(path: Path) -> Loaded:
+    torch = _torch(path)
+    try:
+        with warnings.catch_warnings(
+            action="ignore", category=DeprecationWarning
+        ):  # of TorchScript: too late for this file
+            model = torch.jit.load(path, map_location=_device(torch))
+    except RuntimeError as error:
+        raise Unservable(
+            f"{path.name} is no TorchScript, so it cannot be served without code. Write code/inference.py with "
+            "model_fn(model_dir), or save the model with torch.export.save or torch.jit.save."
+        ) from error
+    return Loaded(model.eval())
+
+
+def _skops(path: Path, signature: Signature) -> Loaded:
+    try:
+        from skops import io
+    except ImportError as error:
+        raise Unservable(f"{path.name} needs skops and scikit-learn: add skops to code/requirements.txt.") from error
+    if unknown := io.get_untrusted_types(file=path):
+        raise Unservable(
+            f"{path.name} holds types that skops does not know to be safe: {', '.join(map(str, unknown))}. Load it in a "
+            "model_fn that trusts them."
+        )
+    estimator = io.load(path)
+    calls = {tensor.name: getattr(estimator, _method(tensor.name), None) for tensor in signature.outputs}
+    for name, call in calls.items():
+        if call is None:
+            raise Unservable(f"{path.name} has no {_method(name)}(), which the signature's output {name!r} needs.")
+
+    def predict(data: Any) -> Any:
+        import numpy as np
+
+        columns = [_named(data, signature)[tensor.name] for tensor in signature.inputs]
+        table = columns[0] if len(columns) == 1 else np.column_stack(columns)
+        return _answer([call(table) for call in calls.values() if call], list(calls))
+
+    return Loaded(estimator, predict)
+
+
+def _method(output: str) -> str:
+    """scikit-learn's method for an output."""
+    if output in ("probabilities", "probability", "predict_proba"):
+        return "predict_proba"
+    return output if output in ("decision_function", "transform", "predict_log_proba") else "predict"
+
+
+def _transformers(model_dir: Path, signature: Signature | None) -> Loaded:
+    try:
+        import transformers
+    except ImportError as error:
+        raise Unservable("config.json needs transformers: add it to code/requirements.txt.") from error
+    from windlass.runtime import pipelines
+
+    if signature is None or all(_texts(tensor.dtype) for tensor in signature.inputs):
+        try:
+            pipeline = pipelines.load(model_dir)
+        except pipelines.UnknownTask as error:
+            raise Unservable(str(error)) from error
+        return Loaded(pipeline, pipeline if signature else None)
+    import torch
+
+    config = transformers.AutoConfig.from_pretrained(model_dir)
+    model = getattr(transformers, (config.architectures or ["AutoModel"])[0]).from_pretrained(model_dir)
+    model.to(_device(torch)).eval()
+    outputs = [tensor.name for tensor in signature.outputs]
+
+    def predict(data: Any) -> Any:
+        with torch.inference_mode():
+            result = model(**_named(data, signature))
+        return _answer([result[name] for name in outputs], outputs)
+
+    return Loaded(model, predict)
+
+
+def _texts(dtype: str) -> bool:
+    return dtype in ("str", "object") or dtype.startswith(("U", "<U"))
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise Unservable(f"{path.name} needs PyTorch: add torch to code/requirements.txt.") from error
+    return torch
+
+
+def _device(torch: Any) -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _named(data: Any, signature: Signature) -> Mapping[str, Any]:

@@ -10,8 +10,11 @@
     def predict_batch_fn(datas, model): ...               # -> as many predictions: predict_fn for several requests at once
 
 Each may take one more parameter, the `Context`. A hook that is not there has a default: typed by the signature in
-``windlass.json``, else by what came. As in the official toolkits, JSON and CSV bodies reach `input_fn` and `transform_fn` as
-str and all others as bytes, and an Accept that is absent or ``*/*`` reaches `output_fn` as the default one.
+``windlass.json``, else by what came; without a `model_fn`, the model is one that loads itself (see `engines`). Predictions of
+a `transformers` pipeline are read and written as the Hugging Face toolkit does (see `pipelines`), tensors as the PyTorch
+toolkit does: by way of Python's numbers, so that NPY holds 64-bit floats. As in the official toolkits, JSON and CSV bodies
+reach `input_fn` and `transform_fn` as str and all others as bytes, and an Accept that is absent or ``*/*`` reaches `output_fn`
+as the default one.
 
     handler = Handler.load(Path("/opt/ml/model"), Path("/opt/ml/model/code"), "inference.py", "application/json")
     reply = handler(Invocation(body, headers))
@@ -31,11 +34,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from windlass.runtime import codecs, engines, joint
+from windlass.runtime import codecs, engines, joint, pipelines
 
 if TYPE_CHECKING:
     from windlass.artifact import Signature, Tensor
@@ -208,9 +212,16 @@ class Handler:
     """Answers invocations with a loaded model. Calls may come from several threads at once."""
 
     def __init__(
-        self, model: Any, hooks: Mapping[str, _Hook], model_dir: Path, signature: Signature | None, default_accept: str
+        self,
+        model: Any,
+        hooks: Mapping[str, _Hook],
+        model_dir: Path,
+        signature: Signature | None,
+        default_accept: str = "",
+        predict: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._model, self._default_accept = model, default_accept
+        self._model = model
+        self._default_accept = default_accept or (signature.accept_types[0] if signature else codecs.JSON)
         self._device = "cuda" if _cuda() else "cpu"
         self._properties = _properties(model_dir)
         self._transform, self._input = hooks.get("transform_fn"), hooks.get("input_fn")
@@ -221,57 +232,51 @@ class Handler:
         # A predict_fn with a context asks about one request, so it gets one.
         if signature and not self._transform and not (self._predict and self._predict.wants_context):
             self._joint = joint.Axis.of(signature)
-        self._torch: Any = None
+        # User code answers as under the toolkits, byte for byte; a model without code answers as its signature says.
+        self._through_lists = bool(hooks) or not signature
+        self._as_pipeline = not signature and ("HF_TASK" in os.environ or pipelines.is_pipeline(model))
+        self._torch: Any = sys.modules.get("torch")
         self._default_predict: Callable[[Any], Any] | None = None
         if self._transform:
             return
         if not self._predict and not self._predict_batch:
-            self._default_predict = _predictor(model)
-        if not self._input:
+            self._default_predict = predict or _predictor(model)
+        if not self._input and not self._as_pipeline:
             # The first request should not pay for the import, and a signature that nobody can meet is the bundle's fault.
             importlib.import_module("numpy")
             try:
                 codecs.check_dtypes(self._inputs)
             except ValueError as error:
                 raise HookError(str(error)) from error
-            self._torch = sys.modules.get("torch")
 
     @classmethod
-    def load(cls, model_dir: Path, code_dir: Path, program: str, default_accept: str = codecs.JSON) -> Handler:
-        """Import the user's module, load the model, warm it up. With no module, serve a model file that runs by itself.
+    def load(cls, model_dir: Path, code_dir: Path, program: str, default_accept: str = "") -> Handler:
+        """Import the user's module, load the model, warm it up. With no module or no `model_fn`, the model loads itself.
+
+        Args:
+            default_accept: for requests that accept anything; empty is what the signature names first, or JSON.
 
         Raises:
-            HookError: there is no module, or it breaks the contract.
+            HookError: there is neither a module nor a model that loads itself, or the module breaks the contract.
             Exception: whatever the user's own code raised.
         """
-        signature = _signature(model_dir)
-        hooks: dict[str, _Hook] = {}
+        signature, loader = _manifest(model_dir)
+        hooks = _hooks(_import(code_dir, program), program) if (code_dir / program).is_file() else {}
         context = Context(_properties(model_dir))
-        try:
-            own = None if (code_dir / program).is_file() else engines.load(model_dir, signature)
-        except engines.Unservable as error:
-            raise HookError(str(error)) from error
-        if own:
-            return cls(
-                own,
-                {"predict_fn": _Hook("predict_fn", lambda data, model: model(data))},
-                model_dir,
-                signature,
-                default_accept,
-            )
-        module = _import(code_dir, program)
-        for name in _ARGUMENTS:
-            if (function := getattr(module, name, None)) is not None:
-                hooks[name] = _Hook(name, function)
-        parts = [name for name in ("input_fn", "predict_fn", "output_fn", "predict_batch_fn") if name in hooks]
-        if "transform_fn" in hooks and parts:
-            raise HookError(f"{program} defines transform_fn together with {', '.join(parts)}. Use one or the other.")
-        if "model_fn" not in hooks:
-            raise HookError(f"{program} defines no model_fn. Define model_fn(model_dir), which returns the model.")
         if "pre_model_fn" in hooks:
             hooks["pre_model_fn"](context, str(model_dir))
-        model = hooks["model_fn"](context, str(model_dir))
-        handler = cls(model, hooks, model_dir, signature, default_accept)
+        predict = None
+        if "model_fn" in hooks:
+            model = hooks["model_fn"](context, str(model_dir))
+        else:
+            try:
+                loaded = engines.load(model_dir, signature, loader)
+            except engines.Unservable as error:
+                raise HookError(str(error)) from error
+            if loaded is None:
+                raise HookError(_nothing_to_load(code_dir, program))
+            model, predict = loaded.model, loaded.predict
+        handler = cls(model, hooks, model_dir, signature, default_accept, predict)
         if "model_warmup_fn" in hooks:
             hooks["model_warmup_fn"](context, str(model_dir), model)
         return handler
@@ -317,7 +322,10 @@ class Handler:
             call.reply = failure(error)
 
     def _body(self, call: _Call) -> tuple[bytes | str, str | None]:
-        body, content_type = call.invocation.body, call.invocation.headers.get("content-type")
+        headers = call.invocation.headers
+        body, content_type = call.invocation.body, headers.get("content-type")
+        if "content-encoding" in headers:
+            body = codecs.unpacked(body, headers["content-encoding"])
         if content_type and codecs.media_type(content_type)[0] in codecs.TEXT:
             return codecs.text(body, content_type), content_type
         return body, content_type
@@ -394,13 +402,24 @@ class Handler:
         if self._output:
             result = self._output(call.context, call.prediction, call.accept)
         else:
-            kind = codecs.negotiate(call.accept, codecs.OUT)
-            result = codecs.encode(call.prediction, kind), kind
+            result = self._written(call.prediction, call.accept)
         self._finish(call, result)
 
+    def _written(self, prediction: Any, accept: str) -> Any:
+        """The default output_fn."""
+        if isinstance(prediction, Iterator):
+            return prediction  # streamed
+        if self._as_pipeline:
+            return pipelines.respond(prediction, accept)
+        if self._through_lists and self._torch is not None and type(prediction) is self._torch.Tensor:
+            prediction = codecs.plain(prediction)
+        return codecs.respond(prediction, accept)
+
     def _finish(self, call: _Call, result: Any) -> None:
-        # A pair is (body, content type): older than the context, and still in many scripts.
-        answer, kind = result if isinstance(result, tuple) and len(result) == 2 else (result, _first_type(call.accept))
+        # A tuple is (body, content type): older than the context, and still in many scripts.
+        answer, kind = (
+            result[:2] if isinstance(result, tuple) and len(result) > 1 else (result, _first_type(call.accept))
+        )
         reply = Reply(b"", str(kind), call.context.response_status)
         if isinstance(answer, Iterator):
             reply.stream = answer
@@ -415,6 +434,8 @@ class Handler:
 
     def _read(self, body: bytes | str, content_type: str | None) -> Any:
         """The default input_fn. Arrays become tensors when the user's code has imported torch."""
+        if self._as_pipeline:
+            return pipelines.read(body, content_type)
         data = codecs.decode(body, content_type, self._inputs)
         if self._torch is None:
             return data
@@ -443,29 +464,46 @@ def _properties(model_dir: Path) -> Mapping[str, Any]:
     }
 
 
-def _signature(model_dir: Path) -> Signature | None:
+def _manifest(model_dir: Path) -> tuple[Signature | None, str]:
+    """The signature and the loader that ``windlass.json`` names."""
     if not (model_dir / "windlass.json").exists():
-        return None
+        return None, ""
     from windlass import artifact, errors
 
     try:
         manifest = artifact.read_manifest(model_dir)
     except errors.InvalidInput as error:
         raise HookError(str(error)) from error
-    return manifest.signature if manifest else None
+    return (manifest.signature, manifest.loader) if manifest else (None, "")
+
+
+def _hooks(module: ModuleType, program: str) -> dict[str, _Hook]:
+    hooks = {}
+    for name in _ARGUMENTS:
+        if (function := getattr(module, name, None)) is not None:
+            hooks[name] = _Hook(name, function)
+    parts = [name for name in ("input_fn", "predict_fn", "output_fn", "predict_batch_fn") if name in hooks]
+    if "transform_fn" in hooks and parts:
+        raise HookError(f"{program} defines transform_fn together with {', '.join(parts)}. Use one or the other.")
+    return hooks
+
+
+def _nothing_to_load(code_dir: Path, program: str) -> str:
+    if (code_dir / program).is_file():
+        return f"{program} defines no model_fn. Define model_fn(model_dir), which returns the model."
+    others = sorted(file.name for file in code_dir.glob("*.py")) if code_dir.is_dir() else []
+    found = f"It holds {', '.join(others[:5])}: set SAGEMAKER_PROGRAM." if others else "It holds no Python file."
+    if not code_dir.is_dir():
+        found = "That folder does not exist."
+    return (
+        f"no {program} in {code_dir}. {found} The bundle needs code/{program} with model_fn(model_dir) and, if the "
+        "defaults do not fit, input_fn, predict_fn and output_fn."
+    )
 
 
 def _import(code_dir: Path, program: str) -> ModuleType:
     path = code_dir / program
-    if not path.is_file():
-        others = sorted(file.name for file in code_dir.glob("*.py")) if code_dir.is_dir() else []
-        found = f"It holds {', '.join(others[:5])}: set SAGEMAKER_PROGRAM." if others else "It holds no Python file."
-        if not code_dir.is_dir():
-            found = "That folder does not exist."
-        raise HookError(
-            f"no {program} in {code_dir}. {found} The bundle needs code/{program} with model_fn(model_dir) and, if the "
-            "defaults do not fit, input_fn, predict_fn and output_fn."
-        )
+    sys.path.append(str(Path(__file__).parent / "compat"))  # what scripts import of a toolkit that is not installed
     sys.path.insert(0, str(code_dir))
     if path.parent != code_dir:
         sys.path.insert(0, str(path.parent))
@@ -490,16 +528,15 @@ def _predictor(model: Any) -> Callable[[Any], Any]:
                 return model(**data) if isinstance(data, dict) else model(data)
 
         return forward
+    if pipelines.is_pipeline(model):
+        return partial(pipelines.predict, model)
     if callable(getattr(model, "predict", None)):
         predict: Callable[[Any], Any] = model.predict
         return predict
     if callable(model):
 
         def call(data: Any) -> Any:
-            # The Hugging Face toolkit's rule, for pipelines.
-            if isinstance(data, dict) and "inputs" in data:
-                return model(data["inputs"], **(data.get("parameters") or {}))
-            return model(data)
+            return pipelines.predict(model, data) if isinstance(data, dict) and "inputs" in data else model(data)
 
         return call
     raise HookError(
@@ -516,9 +553,10 @@ def _first_type(accept: str) -> str:
 def chunks(parts: Iterator[Any]) -> Iterator[bytes]:
     """The parts of a streamed answer as bytes: text and bytes as they are, anything else as a line of JSON."""
     for part in parts:
-        chunk = _body(part)
-        if not isinstance(part, str | bytes | bytearray | memoryview):
-            chunk += b"\n"
+        if isinstance(part, str | bytes | bytearray | memoryview):
+            chunk = _body(part)
+        else:
+            chunk = codecs.encode(part, codecs.JSON) + b"\n"
         if chunk:
             yield chunk
 
@@ -530,7 +568,7 @@ def _body(answer: Any) -> bytes:
         return answer.encode()
     if isinstance(answer, bytearray | memoryview):
         return bytes(answer)
-    return codecs.encode(answer, codecs.JSON)  # as the model servers under the official toolkits do with other objects
+    return codecs.write_json(answer, indent=2)  # as the model servers under the official toolkits do with other objects
 
 
 def _status(error: BaseException) -> int:

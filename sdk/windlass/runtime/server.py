@@ -23,7 +23,7 @@ A caller that cannot use a late answer says so, and is refused at once when the 
 | WINDLASS_BIND_HOST | 0.0.0.0 | |
 | SAGEMAKER_MODEL_SERVER_WORKERS | 1 | processes that each hold the model and predict at once; they share the cores |
 | SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte; a worker that hangs is replaced |
-| SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT | application/json | for requests that accept anything |
+| SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT | | for requests that accept anything; else what the signature names first, or JSON |
 | WINDLASS_MAX_PAYLOAD_BYTES | 6291456 | SageMaker's own limit for real-time endpoints |
 | WINDLASS_QUEUE_SIZE | 100 | invocations that wait beyond those that run; more get a 503 |
 | WINDLASS_MAX_BATCH_SIZE | 32 | requests predicted together, where the model takes batches (see `hooks`); 1 is never |

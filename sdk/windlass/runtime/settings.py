@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from windlass.runtime import codecs
-
 
 class BadSetting(Exception):
     """An environment variable that cannot be used. The message names it."""
@@ -69,7 +67,7 @@ class Settings:
             port=number("SAGEMAKER_BIND_TO_PORT", 8080, 0, 65535),
             workers=number("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1, 1024),
             timeout_seconds=number("SAGEMAKER_MODEL_SERVER_TIMEOUT", 60, 1),
-            default_accept=env.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or codecs.JSON,
+            default_accept=env.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or "",
             max_payload_bytes=number("WINDLASS_MAX_PAYLOAD_BYTES", 6 << 20, 1),
             queue_size=number("WINDLASS_QUEUE_SIZE", 100, 0),
             drain_seconds=number("WINDLASS_DRAIN_SECONDS", 25, 0),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import io
 import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,24 @@ from hypothesis.extra import numpy as npst
 
 from windlass.artifact import Tensor
 from windlass.runtime import codecs
-from windlass.runtime.codecs import CSV, JSON, NPY, NPZ, Refused, Unwritable
+from windlass.runtime.codecs import (
+    ARROW,
+    CSV,
+    JSON,
+    JSON_LINES,
+    NPY,
+    NPZ,
+    OCTETS,
+    PARQUET,
+    PNG,
+    Refused,
+    Unwritable,
+)
 
 IMAGE = (Tensor("image", "uint8", ("batch", 2, 2)),)
 PAIR = (Tensor("left", "float32", ("batch", 3)), Tensor("right", "int64", ("batch",)))
 TEXTS = (Tensor("text", "str", ("batch",)),)
+PICTURE = (Tensor("picture", "float32", ("batch", 3, 2, 4)),)
 
 
 def npy(array: Any) -> bytes:
@@ -55,15 +71,20 @@ def status_of(call: Callable[[], Any]) -> int:
         ("*/*", JSON),
         ("text/*", CSV),
         ("text/csv;q=0.2, application/x-npy;q=0.9", NPY),
-        ("image/png, Text/CSV", CSV),
+        ("audio/ogg, Text/CSV", CSV),
         ("application/json;q=0, text/csv", CSV),
+        ("application/json;q=0, text/csv;q=0, application/jsonlines;q=0, */*", NPY),
+        ("text/*;q=0.9, text/csv;q=0.1, application/x-npz;q=0.5", NPZ),
+        ("application/x-ndjson", "application/x-ndjson"),
     ],
 )
 def test_negotiate_takes_what_the_caller_wants_most(accept: str, kind: str) -> None:
-    assert codecs.negotiate(accept, codecs.OUT) == kind
+    assert codecs.negotiate(accept, codecs.OUT)[0] == kind
 
 
-@pytest.mark.parametrize("accept", ["image/png", "application/json;q=0", "application/json;q=much", ";;,", "text/"])
+@pytest.mark.parametrize(
+    "accept", ["audio/ogg", "application/json;q=0", "application/json;q=much", "text/csv;q=7", ";,"]
+)
 def test_negotiate_refuses_what_is_not_offered(accept: str) -> None:
     with pytest.raises(Refused, match="This model answers as") as refused:
         codecs.negotiate(accept, codecs.OUT)
@@ -82,7 +103,7 @@ def test_any_header_is_parsed_or_refused(header: str) -> None:
         (b"\xff", "application/json", 400, "not utf-8: invalid start byte at byte 0"),
         (b"[1]", "application/json; charset=klingon", 415, "klingon"),
         (b"[1]", "application/json; charset=hex", 415, "hex"),
-        (b"[1]", "image/png", 415, "'image/png' is not supported"),
+        (b"[1]", "audio/ogg", 415, "'audio/ogg' is not supported"),
         (b"[1]", None, 415, "no Content-Type"),
         (b"", JSON, 400, "malformed JSON: Expecting value: line 1 column 1"),
         (b"[1,", JSON, 400, "malformed JSON"),
@@ -136,7 +157,7 @@ def test_npy_headers_that_no_array_has_are_refused(descr: str, shape: Any, body:
 
 
 def test_npz_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codecs, "MAX_UNPACKED_BYTES", 10_000)
+    monkeypatch.setattr(codecs.arrays, "MAX_UNPACKED_BYTES", 10_000)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", bytes(1 << 20))
@@ -301,20 +322,36 @@ def test_any_json_is_decoded_or_refused(value: Any, inputs: tuple[Tensor, ...]) 
     assert status_of(lambda: codecs.decode(json.dumps(value), JSON, inputs)) in (200, 400)
 
 
-@given(st.binary(max_size=200), st.sampled_from(codecs.IN), st.sampled_from([(), IMAGE, PAIR, TEXTS]))
+@given(st.binary(max_size=200), st.sampled_from(codecs.IN), st.sampled_from([(), IMAGE, PAIR, TEXTS, PICTURE]))
 def test_any_bytes_are_decoded_or_refused(body: bytes, kind: str, inputs: tuple[Tensor, ...]) -> None:
     assert status_of(lambda: codecs.decode(body, kind, inputs)) in (200, 400, 415)
 
 
-GOOD = {NPY: npy(np.arange(4, dtype=np.int16)), NPZ: npz(a=np.arange(4), b=np.ones(2))}
+COLUMNS = {"left": np.ones((2, 3), np.float32), "right": np.arange(2), "text": np.array(["a", "b"])}
+GOOD = {
+    NPY: npy(np.arange(4, dtype=np.int16)),
+    NPZ: npz(a=np.arange(4), b=np.ones(2)),
+    ARROW: codecs.encode(COLUMNS, ARROW),
+    PARQUET: codecs.encode(COLUMNS, PARQUET),
+    PNG: codecs.encode(np.arange(24, dtype=np.uint8).reshape(2, 4, 3), PNG),
+    codecs.JPEG: codecs.encode(np.arange(24, dtype=np.uint8).reshape(2, 4, 3), codecs.JPEG),
+}
 
 
-@given(st.sampled_from([NPY, NPZ]), st.data())
+@given(st.sampled_from(list(GOOD)), st.data())
 def test_damaged_arrays_are_decoded_or_refused(kind: str, data: st.DataObject) -> None:
     body = bytearray(GOOD[kind])
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    assert status_of(lambda: codecs.decode(bytes(body), kind)) in (200, 400)
+    assert status_of(lambda: codecs.decode(bytes(body), kind)) in (200, 400, 413)
+
+
+@given(st.sampled_from(list(GOOD)), st.data())
+def test_bodies_that_are_cut_off_are_refused(kind: str, data: st.DataObject) -> None:
+    body = GOOD[kind][: data.draw(st.integers(0, len(GOOD[kind]) - 1))]
+    # An Arrow stream may end after any of its batches, a picture without its end mark.
+    may_end = kind in (ARROW, PNG, codecs.JPEG)
+    assert status_of(lambda: codecs.decode(body, kind)) in ((200, 400) if may_end else (400,))
 
 
 @given(st.text(alphabet="{}()[]'\",: <>=|fiuOcVUSM0123456789descrortanhpFalseTrue_-\\\n", max_size=120))
@@ -379,3 +416,108 @@ def test_csv_writes_one_value_a_line_and_quotes_texts() -> None:
     assert codecs.encode([1, 2], CSV) == b"1\n2\n"
     assert codecs.encode(3, CSV) == b"3\n"
     assert codecs.encode([["a,b", "c"]], CSV) == b'"a,b",c\n'
+
+
+# --- JSON Lines, octets, encodings
+
+
+def test_json_lines_are_records() -> None:
+    assert codecs.decode(b"[1, 2, 3]\n\n[4, 5, 6]\n", JSON_LINES, PAIR[:1]).tolist() == [[1, 2, 3], [4, 5, 6]]
+    named = codecs.decode(b'{"left": [1, 2, 3], "right": 7}\n{"right": 8, "left": [4, 5, 6]}', JSON_LINES, PAIR)
+    assert named["right"].tolist() == [7, 8]
+    assert named["left"].dtype == np.float32
+    assert codecs.decode(b'"a"\n"b"\n', JSON_LINES, TEXTS) == ["a", "b"]
+    assert codecs.decode(b'{"a": 1}\n{"b": 2}', JSON_LINES) == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"\n", "the body is empty"),
+        (b"[1, 2, 3]\n[4, 5,\n", "in line 2: malformed JSON"),
+        (b'{"left": [1, 2, 3], "right": 7}\n{"left": [1, 2, 3]}', "record 2 is not as the first"),
+        (b'{"left": [1, 2, 3], "right": 7}\n[4]', "record 2 is not as the first"),
+        (b'{"left": [1, 2], "right": 7}', r"input 'left': shape \(1, 2\) came, \(batch, 3\) is expected"),
+    ],
+)
+def test_json_lines_that_do_not_fit(body: bytes, says: str) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        codecs.decode(body, JSON_LINES, PAIR)
+    assert refused.value.status == 400
+
+
+def test_json_lines_are_written_row_by_row() -> None:
+    assert codecs.encode(np.eye(2), JSON_LINES) == b"[1.0, 0.0]\n[0.0, 1.0]\n"
+    assert codecs.encode({"a": [1, 2], "b": ["x", "y"]}, JSON_LINES) == b'{"a": 1, "b": "x"}\n{"a": 2, "b": "y"}\n'
+    assert codecs.encode({"mean": 2.0}, JSON_LINES) == b'{"mean": 2.0}\n'
+    assert codecs.encode(3, JSON_LINES) == b"3\n"
+
+
+@given(npst.arrays("float32", st.tuples(st.integers(0, 4), st.just(3)), elements={"allow_nan": False}))
+def test_octets_come_back_as_they_were(array: np.ndarray[Any, Any]) -> None:
+    body = codecs.encode(array, OCTETS)
+    assert body == array.astype("<f4").tobytes()
+    back = codecs.decode(body, OCTETS, PAIR[:1])
+    assert back.dtype == np.float32
+    assert np.array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "status", "says"),
+    [
+        (PAIR[:1], b"12345", 400, r"'left': 5 bytes came, a multiple of 12 bytes of float32 \(batch, 3\)"),
+        ((Tensor("x", "int16", (2,)),), b"123", 400, "3 bytes came, 4 bytes of int16"),
+        ((Tensor("x", "bool", ("n",)),), b"\x02", 400, "other than 0 and 1"),
+        (PAIR, b"", 415, "one array of numbers"),
+        (TEXTS, b"abc", 415, "one array of numbers"),
+    ],
+)
+def test_octets_that_do_not_fit(inputs: tuple[Tensor, ...], body: bytes, status: int, says: str) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        codecs.decode(body, OCTETS, inputs)
+    assert refused.value.status == status
+
+
+def test_octets_without_a_signature_are_left_alone() -> None:
+    assert codecs.decode(b"\x00raw", OCTETS) == b"\x00raw"
+    assert codecs.encode(b"\x00raw", OCTETS) == b"\x00raw"
+
+
+def test_half_a_surrogate_pair_is_no_character() -> None:
+    with pytest.raises(Refused, match="half of a surrogate pair"):
+        codecs.decode(b'["\\ud800"]', JSON, TEXTS)
+
+
+def test_gzip_is_unpacked_and_bombs_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert codecs.unpacked(gzip.compress(b"[1]"), "GZIP") == b"[1]"
+    assert codecs.unpacked(b"[1]", "identity") == b"[1]"
+    for body, encoding, status in (
+        (b"[1]", "gzip", 400),
+        (gzip.compress(b"[1]")[:-1], "gzip", 400),
+        (gzip.compress(b"[1]") + b"!", "gzip", 400),
+        (b"[1]", "br", 415),
+        (b"[1]", "gzip, gzip", 415),
+    ):
+        assert status_of(partial(codecs.unpacked, body, encoding)) == status
+    monkeypatch.setattr(codecs, "MAX_UNPACKED_BYTES", 1000)
+    assert status_of(lambda: codecs.unpacked(gzip.compress(bytes(2000)), "gzip")) == 413
+
+
+def test_the_first_type_that_the_prediction_fits_is_answered() -> None:
+    assert codecs.respond({"a": [1]}, "text/csv, application/json;q=0.5") == (b'{"a": [1]}', JSON)
+    with pytest.raises(Refused, match="named values") as refused:
+        codecs.respond({"a": [1]}, "text/csv, image/png;q=0.1")
+    assert refused.value.status == 406
+
+
+@pytest.mark.parametrize(("kind", "package"), [(PARQUET, "pyarrow"), (PNG, "pillow")])
+def test_a_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, kind: str, package: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    codecs.missing.cache_clear()
+    with pytest.raises(Refused, match=f"needs {package}, which is not installed here") as refused:
+        codecs.decode(b"", kind)
+    assert refused.value.status == 415
+    with pytest.raises(Refused, match=f"needs {package}") as refused:
+        codecs.encode([1], kind)
+    assert refused.value.status == 406
+    codecs.missing.cache_clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,15 @@ SIGNATURE = {
 }
 
 
-def manifest(folder: Path, signature: dict[str, Any] | None) -> None:
-    (folder / "windlass.json").write_text(json.dumps({"format": 1, "files": {}, "signature": signature}))
+JSON = {"content-type": "application/json"}
+
+
+class Unknown:
+    """A type that no library has."""
+
+
+def manifest(folder: Path, signature: dict[str, Any] | None, **more: Any) -> None:
+    (folder / "windlass.json").write_text(json.dumps({"format": 1, "files": {}, "signature": signature, **more}))
 
 
 def load(folder: Path) -> Handler:
@@ -67,6 +76,88 @@ def test_an_onnx_graph_is_served(tmp_path: Path) -> None:
     assert json.loads(reply.body) == [[2.0, 4.0]]
     manifest(tmp_path, SIGNATURE)
     with pytest.raises(HookError, match=r"model\.onnx has no output 'sum', which the signature names"):
+        load(tmp_path)
+
+
+def test_a_skops_file_is_served_as_its_outputs_are_named(tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from skops import io
+
+    model = LogisticRegression().fit([[0.0, 0.0], [1.0, 1.0], [0.2, 0.0], [0.9, 1.0]], [0, 1, 0, 1])
+    io.dump(model, tmp_path / "model.skops")
+    signature = {
+        "inputs": SIGNATURE["inputs"],
+        "outputs": [
+            {"name": "label", "dtype": "int64", "shape": ["batch"]},
+            {"name": "probabilities", "dtype": "float64", "shape": ["batch", 2]},
+        ],
+    }
+    manifest(tmp_path, signature)
+    handler = load(tmp_path)
+    reply = json.loads(handler(Invocation(b"[[0, 0], [1, 1]]", JSON)).body)
+    assert reply["label"] == [0, 1]
+    assert reply["probabilities"] == model.predict_proba([[0.0, 0.0], [1.0, 1.0]]).tolist()
+    assert handler(Invocation(b"[[0]]", JSON)).status == 400
+    manifest(tmp_path, {**signature, "outputs": [{"name": "transform", "dtype": "float64", "shape": ["batch"]}]})
+    with pytest.raises(
+        HookError, match=r"model.skops has no transform\(\), which the signature's output 'transform' needs"
+    ):
+        load(tmp_path)
+
+
+def test_a_skops_file_of_unknown_types_is_not_loaded(tmp_path: Path) -> None:
+    from skops import io
+
+    io.dump(Unknown(), tmp_path / "model.skops")
+    manifest(tmp_path, SIGNATURE)
+    with pytest.raises(HookError, match=r"types that skops does not know to be safe: .*Unknown"):
+        load(tmp_path)
+
+
+def test_torchscript_is_served_without_signature_or_with(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 2)).save(tmp_path / "model.pt")
+    assert load(tmp_path)(Invocation(b"[[1, 2]]", JSON)).body == b"[[1.0, 2.0]]"
+    manifest(tmp_path, {**SIGNATURE, "outputs": SIGNATURE["outputs"][1:]})
+    handler = load(tmp_path)
+    assert handler.batches
+    assert handler(Invocation(b"[[1]]", JSON)).status == 400
+
+
+def test_a_state_dict_is_no_torchscript(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(HookError, match=r"model.pth is no TorchScript, .* Write code/inference.py with model_fn"):
+        load(tmp_path)
+
+
+def test_hooks_may_go_with_a_model_that_loads_itself(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 2)).save(tmp_path / "model.pt")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "inference.py").write_text(
+        "def predict_fn(data, model): return type(model).__module__, model(data)\n"
+        "def output_fn(prediction, accept): return str(prediction[1].tolist())\n"
+    )
+    path = list(sys.path)
+    try:
+        assert load(tmp_path)(Invocation(b"[[1, 2]]", JSON)).body == b"[[1.0, 2.0]]"
+    finally:
+        sys.path[:] = path
+        sys.modules.pop("inference", None)
+
+
+def test_the_manifest_chooses_among_several(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 2)).save(tmp_path / "model.pt")
+    (tmp_path / "model.onnx").touch()
+    manifest(tmp_path, SIGNATURE, loader="torchscript")
+    assert load(tmp_path)(Invocation(b"[[1, 2]]", JSON)).status == 200
+    manifest(tmp_path, SIGNATURE, loader="skops")
+    with pytest.raises(HookError, match="says loader 'skops'"):
         load(tmp_path)
 
 

@@ -232,8 +232,9 @@ def test_models_with_predict_and_pipelines_need_no_predict_fn(load: Load) -> Non
 @pytest.mark.parametrize(
     ("content_type", "accept", "status", "says"),
     [
-        ("image/png", "*/*", 415, b"'image/png' is not supported"),
-        ("application/json", "image/png", 406, b"cannot answer as 'image/png'"),
+        ("audio/ogg", "*/*", 415, b"'audio/ogg' is not supported"),
+        ("application/json", "audio/ogg", 406, b"cannot answer as 'audio/ogg'"),
+        ("application/json", "image/png", 406, b"the prediction is no picture, which image/png needs"),
     ],
 )
 def test_formats_that_are_not_offered(load: Load, content_type: str, accept: str, status: int, says: bytes) -> None:

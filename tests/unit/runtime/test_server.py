@@ -118,8 +118,8 @@ def test_errors_of_callers_and_models(start: Start) -> None:
     """).ready()
     assert running.invoke(b"[1, 3]").json() == {"mean": 2.0}
     assert running.invoke(b"[1,").status_code == 400
-    assert running.invoke(b"[1]", content_type="image/png").status_code == 415
-    assert running.invoke(b"[1]", accept="image/png").status_code == 406
+    assert running.invoke(b"[1]", content_type="audio/ogg").status_code == 415
+    assert running.invoke(b"[1]", accept="audio/ogg").status_code == 406
     failed = running.invoke(b'{"a": 1}', x_amzn_sagemaker_inference_id="bad-1")
     assert failed.status_code == 500
     assert failed.text.startswith("AttributeError: 'dict' object has no attribute 'mean'")
