@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
@@ -85,10 +86,12 @@ class Hosting:
             if endpoint.live:
                 answer |= _summaries(endpoint.live, None)
             if endpoint.pending and endpoint.status in IN_PROGRESS:
-                status = endpoint.rollout.stage if endpoint.rollout else "Creating"
+                rollout = endpoint.rollout
+                stage = rollout.stage if rollout else "Creating"
+                since = datetime.fromtimestamp(rollout.since, UTC) if rollout else endpoint.pending.since
                 answer["PendingDeploymentSummary"] = {
                     "EndpointConfigName": endpoint.pending.config.name,
-                    **_summaries(endpoint.pending, status),
+                    **_summaries(endpoint.pending, {"Status": stage, "StartTime": since}),
                     "StartTime": endpoint.pending.since,
                 }
             if capture := shown.properties.get("DataCaptureConfig"):
@@ -335,7 +338,7 @@ def _retain(live: Deployed, config: Mapping[str, Any], retained: set[str]) -> di
     return properties
 
 
-def _summaries(deployed: Deployed, status: str | None) -> dict[str, Any]:
+def _summaries(deployed: Deployed, status: dict[str, Any] | None) -> dict[str, Any]:
     """ProductionVariants and ShadowProductionVariants as DescribeEndpoint has them."""
     roles = [role for role in ("ProductionVariants", "ShadowProductionVariants") if role in deployed.properties]
     healthy = deployed.fleet.healthy()
@@ -348,7 +351,9 @@ def _summaries(deployed: Deployed, status: str | None) -> dict[str, Any]:
     }
 
 
-def _summary(deployed: Deployed, variant: Mapping[str, Any], healthy: int, status: str | None) -> dict[str, Any]:
+def _summary(
+    deployed: Deployed, variant: Mapping[str, Any], healthy: int, status: dict[str, Any] | None
+) -> dict[str, Any]:
     name = variant["VariantName"]
     image = deployed.fleet.variants[name].image
     summary = {
@@ -365,7 +370,7 @@ def _summary(deployed: Deployed, variant: Mapping[str, Any], healthy: int, statu
     if status:
         if "InstanceType" in variant:
             summary["InstanceType"] = variant["InstanceType"]
-        summary["VariantStatus"] = [{"Status": status, "StartTime": deployed.since}]
+        summary["VariantStatus"] = [status]
     if "RoutingConfig" in variant:
         summary["RoutingConfig"] = variant["RoutingConfig"]
     return summary

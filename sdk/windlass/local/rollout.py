@@ -257,8 +257,8 @@ class Rollout:
         self.policy, self._clock, self._pace, self._alarm_states = policy, clock, pace or clock, alarm_states
         self._cancelled = cancelled
         self._deadline = clock.now() + policy.limit_seconds
-        self.stage = "Creating"
-        """Of the new fleet, as VariantStatus has it: Creating, ActivatingTraffic or Baking."""
+        self.stage, self.since = "Creating", clock.now()
+        """What happens to the new fleet, as VariantStatus has it, and the clock's time when that began."""
 
     def objection(self) -> str | None:
         """Why this deployment must not go on, now; None while all is well."""
@@ -278,19 +278,22 @@ class Rollout:
         for step in steps:
             if reason := self.objection():
                 return reason
-            self.stage = "Creating"
+            self._enter("Creating")
             moves.grow(step.grow)
             if reason := self.objection():
                 return reason
-            self.stage = "ActivatingTraffic"
+            self._enter("ActivatingTraffic")
             moves.shift(step.shares)
-            self.stage = "Baking"
+            self._enter("Baking")
             if reason := self._bake(step.bake_seconds):
                 return reason
             if step.shrink is not None:
-                self.stage = "Updating"
+                self._enter("Updating")
                 moves.shrink(step.shrink)
         return None
+
+    def _enter(self, stage: str) -> None:
+        self.stage, self.since = stage, self._clock.now()
 
     def _bake(self, seconds: float) -> str | None:
         until = self._pace.now() + seconds

@@ -1,6 +1,6 @@
 """Who a process is, when each container counts its processes from 1.
 
-A script prints ``IDENTITY``; ``living(what it printed)`` looks for it from outside.
+A script prints ``IDENTITY``; ``living(what it printed)`` and ``process(what it printed)`` look for it from outside.
 """
 
 from __future__ import annotations
@@ -13,6 +13,17 @@ IDENTITY = "__import__('os').readlink('/proc/self/ns/pid') + '/' + str(__import_
 
 def living(identity: str) -> bool:
     """Whether that process still runs."""
+    return _find(identity) is not None
+
+
+def process(identity: str) -> int:
+    """The number of that process outside its container."""
+    found = _find(identity)
+    assert found is not None, f"{identity} does not run"
+    return found
+
+
+def _find(identity: str) -> int | None:
     namespace, _, number = identity.partition("/")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -21,7 +32,7 @@ def living(identity: str) -> bool:
             status = dict(line.split(":\t", 1) for line in (entry / "status").read_text().splitlines() if ":\t" in line)
             alive = status["State"][0] not in "ZX" and status["NSpid"].split()[-1] == number
             if alive and str((entry / "ns" / "pid").readlink()) == namespace:
-                return True
+                return int(entry.name)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended while we looked
-    return False
+    return None
