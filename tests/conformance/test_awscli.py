@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.cloud import test_pipelines as pipelines
+from tests.cloud import test_processing as processing
+from tests.cloud import test_transform as transform
+from tests.cloud import test_tuning as tuning
 from tests.cloud.conftest import Rig
 from tests.cloud.test_training import SAVE, request
 from tests.conformance.conftest import Foreign
@@ -66,6 +70,50 @@ def test_a_training_job_from_its_request_to_its_log(aws: Aws, rig: Rig, tmp_path
     group = ["--log-group-name", "/aws/sagemaker/TrainingJobs"]
     events = aws("logs", "filter-log-events", *group, "--log-stream-name-prefix", job)["events"]
     assert "trained by the CLI" in [event["message"] for event in events]
+
+
+def test_jobs_of_every_other_kind_and_a_pipeline(aws: Aws, rig: Rig, tmp_path: Path) -> None:
+    sagemaker = rig.client("sagemaker")
+    model, data = rig.unique("cli"), rig.upload_source({"code/inference.py": transform.CODE})
+    sagemaker.create_model(
+        ModelName=model, ExecutionRoleArn=rig.role, PrimaryContainer={"Image": "image", "ModelDataUrl": data}
+    )
+    given = tuning.definition(rig, lambda script: rig.upload_source({"train.py": script}))
+    search = {"HyperParameterTuningJobConfig": tuning.config(most=1, limits={"MaxParallelTrainingJobs": 1})}
+    step = pipelines.Site(rig).process("Only", "print('stepped')")
+    asked = {
+        "processing": processing.request(rig, "print('processed')"),
+        "transform": transform.request(rig, model, {"a.csv": b"1,2\n"}),
+        "hyper-parameter-tuning": {
+            "HyperParameterTuningJobName": rig.unique("cli"),
+            "TrainingJobDefinition": given,
+            **search,
+        },
+    }
+    ended = {}
+    for kind, body in asked.items():
+        (tmp_path / "request.json").write_text(json.dumps(body))
+        aws("sagemaker", f"create-{kind}-job", "--cli-input-json", f"file://{tmp_path}/request.json")
+    for kind, finish in (("processing", processing), ("transform", transform), ("hyper-parameter-tuning", tuning)):
+        noun = f"{kind.title().replace('-', '')}Job"
+        name = asked[kind][f"{noun}Name"]
+        finish.finish(rig, name)
+        described = aws("sagemaker", f"describe-{kind}-job", f"--{kind}-job-name", name)
+        ended[kind] = described[f"{noun}Status"]
+    assert ended == dict.fromkeys(asked, "Completed")
+
+    pipeline = rig.unique("cli")
+    (tmp_path / "pipeline.json").write_text(pipelines.definition(step))
+    aws(
+        *("sagemaker", "create-pipeline", "--pipeline-name", pipeline, "--role-arn", rig.role),
+        *("--pipeline-definition", f"file://{tmp_path}/pipeline.json"),
+    )
+    execution = aws("sagemaker", "start-pipeline-execution", "--pipeline-name", pipeline)["PipelineExecutionArn"]
+    pipelines.Site(rig).finish(execution)
+    listed = aws("sagemaker", "list-pipeline-execution-steps", "--pipeline-execution-arn", execution)
+    assert [(each["StepName"], each["StepStatus"]) for each in listed["PipelineExecutionSteps"]] == [
+        ("Only", "Succeeded")
+    ]
 
 
 def test_metrics_and_alarms(aws: Aws, rig: Rig) -> None:

@@ -169,3 +169,237 @@ answer(*[[job.training_job_name, job.training_job_status] for job in jobs])
     messages = [event["message"] for event in events]
     assert "rate: 0.5" in messages
     assert "data: content" in messages
+
+
+PROCESS = """
+import json, pathlib, sys
+import helper
+print("arguments:", sys.argv[1:], flush=True)
+files = sorted(path.name for path in pathlib.Path("/opt/ml/processing/input/data").iterdir())
+out = pathlib.Path("/opt/ml/processing/output")
+(out / "seen.json").write_text(json.dumps({"files": files, "word": helper.WORD, "loss": 0.25}))
+"""
+SEARCHED = """
+import argparse, os, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("--rate", type=float)
+parser.add_argument("--depth", type=int, default=0)
+parser.add_argument("--kind", default="")
+args = parser.parse_known_args()[0]
+print("loss:", (args.rate - 3) ** 2 + args.depth + (args.kind == "bad"), flush=True)
+pathlib.Path(os.environ["SM_MODEL_DIR"], "weights.txt").write_text("trained")
+"""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of scripts, as a user has it."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name, text in {"process.py": PROCESS, "helper.py": "WORD = 'helped'\n", "train.py": SEARCHED}.items():
+        (folder / name).write_text(text)
+    (folder / "alone.py").write_text(
+        f"import sys, types\nsys.modules['helper'] = types.SimpleNamespace(WORD='')\n{PROCESS}"
+    )
+    return folder
+
+
+# What both scripts below begin with: a session that calls nobody else, and where data comes from and goes to.
+PARTS = """
+from sagemaker.core.processing import FrameworkProcessor, ScriptProcessor
+from sagemaker.core.shapes import ProcessingInput, ProcessingOutput, ProcessingS3Input, ProcessingS3Output
+from sagemaker.train import ModelTrainer
+from sagemaker.train.configs import Compute, InputData, OutputDataConfig, SourceCode, StoppingCondition
+
+def processor(kind):
+    return kind(
+        image_uri="python", command=["python3"], role=role, instance_count=1, instance_type="ml.m5.large",
+        volume_size_in_gb=1, max_runtime_in_seconds=60, sagemaker_session=session, base_job_name=prefix)
+
+def read_from(uri):
+    source = ProcessingS3Input(
+        s3_uri=uri, local_path="/opt/ml/processing/input/data", s3_data_type="S3Prefix", s3_input_mode="File")
+    return [ProcessingInput(input_name="data", s3_input=source)]
+
+def write_to(uri):
+    target = ProcessingS3Output(s3_uri=uri, local_path="/opt/ml/processing/output", s3_upload_mode="EndOfJob")
+    return [ProcessingOutput(output_name="out", s3_output=target)]
+
+def trainer(**hyperparameters):
+    return ModelTrainer(
+        training_image="pytorch",
+        source_code=SourceCode(source_dir=folder, entry_script="train.py"),
+        compute=Compute(instance_type="ml.m5.large", instance_count=1, volume_size_in_gb=1),
+        output_data_config=OutputDataConfig(s3_output_path=f"s3://{bucket}/sdk"),
+        stopping_condition=StoppingCondition(max_runtime_in_seconds=60),
+        hyperparameters=hyperparameters, sagemaker_session=session, role=role, base_job_name=prefix)
+"""
+
+
+def test_processors_a_transformer_and_a_tuner(sdk: Sdk, rig: Rig, sources: Path) -> None:
+    prefix = rig.unique("jobs")
+    rig.upload(f"{prefix}/in/a.jsonl", b'{"a": 1}\n{"a": 2}\n')
+
+    answer = sdk(
+        """
+from sagemaker.core.helper.session_helper import Session
+session = Session(default_bucket=bucket)
+"""
+        + PARTS
+        + """
+from sagemaker.core.parameter import CategoricalParameter, ContinuousParameter, IntegerParameter
+from sagemaker.core.resources import Model
+from sagemaker.core.shapes import ContainerDefinition
+from sagemaker.core.transformer import Transformer
+from sagemaker.train.tuner import HyperparameterTuner
+
+home = f"s3://{bucket}/{prefix}"
+ended = []
+given = dict(inputs=read_from(f"{home}/in"), arguments=["--a", "it's $(here)"], wait=False)
+alone, together = {"code": f"{folder}/alone.py"}, {"code": "process.py", "source_dir": folder}
+for kind, code in ((ScriptProcessor, alone), (FrameworkProcessor, together)):
+    each = processor(kind)
+    each.run(**code, **given, outputs=write_to(f"{home}/{kind.__name__}"))
+    each.latest_job.wait(poll=1, logs=kind is ScriptProcessor)
+    ended.append(each.latest_job.refresh().processing_job_status)
+
+container = ContainerDefinition(image="pytorch", model_data_url=data, environment={"SAGEMAKER_PROGRAM": "inference.py"})
+Model.create(model_name=prefix, primary_container=container, execution_role_arn=role)
+transformer = Transformer(
+    model_name=prefix, instance_count=1, instance_type="ml.m5.large", strategy="SingleRecord", assemble_with="Line",
+    accept="application/json", output_path=f"{home}/out", sagemaker_session=session)
+transformer.transform(f"{home}/in", content_type="application/json", split_type="Line", wait=False, logs=False)
+transformer.latest_transform_job.wait(poll=1)
+ended.append(transformer.latest_transform_job.refresh().transform_job_status)
+
+tuner = HyperparameterTuner(
+    trainer(),
+    "loss",
+    {"rate": ContinuousParameter(0.1, 10, "Logarithmic"), "depth": IntegerParameter(1, 5),
+     "kind": CategoricalParameter(["good", "bad"])},
+    metric_definitions=[{"Name": "loss", "Regex": "loss: ([0-9.]+)"}],
+    objective_type="Minimize", strategy="Random", random_seed=3, max_jobs=3, max_parallel_jobs=2)
+tuner.tune([InputData(channel_name="train", data_source=f"{home}/in")], job_name=prefix, wait=False)
+tuner.latest_tuning_job.wait(poll=1)
+found = tuner.describe()
+children = [[job.training_job_name, job.tuned_hyper_parameters] for job in found.get_all_training_jobs()]
+ended.append(found.hyper_parameter_tuning_job_status)
+tuner.max_jobs = 50
+tuner.tune([InputData(channel_name="train", data_source=f"{home}/in")], job_name=f"{prefix}-2", wait=False)
+tuner.stop_tuning_job()
+tuner.latest_tuning_job.wait(poll=1)
+ended.append(tuner.describe().hyper_parameter_tuning_job_status)
+answer(ended, found.best_training_job.training_job_name, children)
+""",
+        folder=str(sources),
+        prefix=prefix,
+        bucket=rig.bucket,
+        role=rig.role,
+        data=rig.upload_source({"code/inference.py": INFERENCE}),
+    )
+
+    ended, best, children = answer
+    assert ended == ["Completed", "Completed", "Completed", "Completed", "Stopped"]
+    home = f"s3://{rig.bucket}/{prefix}"
+    seen = {"files": ["a.jsonl"], "loss": 0.25}
+    assert json.loads(rig.download(f"{home}/ScriptProcessor/seen.json")) == {**seen, "word": ""}
+    assert json.loads(rig.download(f"{home}/FrameworkProcessor/seen.json")) == {**seen, "word": "helped"}
+    assert rig.download(f"{home}/out/a.jsonl.out") == b'{"a": 1}\n{"a": 2}\n'
+    loss = {
+        name: (float(values["rate"]) - 3) ** 2 + int(values["depth"]) + ("bad" in values["kind"])
+        for name, values in children
+    }
+    assert len(loss) == 3
+    assert best == min(loss, key=lambda name: loss[name])
+
+
+def test_a_pipeline_from_upsert_to_stop(sdk: Sdk, rig: Rig, sources: Path) -> None:
+    prefix = rig.unique("pipeline")
+    rig.upload(f"{prefix}/in/a.csv", b"1,2\n")
+
+    answer = sdk(
+        """
+from sagemaker.core.workflow.pipeline_context import PipelineSession
+session = PipelineSession(default_bucket=bucket)
+"""
+        + PARTS
+        + """
+from sagemaker.core.workflow.conditions import ConditionLessThanOrEqualTo
+from sagemaker.core.workflow.functions import Join, JsonGet
+from sagemaker.core.workflow.parameters import ParameterFloat, ParameterString
+from sagemaker.core.workflow.properties import PropertyFile
+from sagemaker.mlops.workflow.condition_step import ConditionStep
+from sagemaker.mlops.workflow.fail_step import FailStep
+from sagemaker.mlops.workflow.model_step import ModelStep
+from sagemaker.mlops.workflow.pipeline import Pipeline
+from sagemaker.mlops.workflow.steps import ProcessingStep, TrainingStep
+from sagemaker.serve.model_builder import ModelBuilder
+
+rate, limit = ParameterFloat(name="Rate", default_value=3.0), ParameterFloat(name="Limit", default_value=0.5)
+where = ParameterString(name="Where", default_value="nowhere")
+report = PropertyFile(name="Report", output_name="out", path="seen.json")
+prepare = ProcessingStep(
+    name="Prepare",
+    property_files=[report],
+    step_args=processor(ScriptProcessor).run(
+        code=f"{folder}/alone.py",
+        inputs=read_from(Join(on="/", values=[f"s3://{bucket}", where])),
+        outputs=write_to(f"s3://{bucket}/{prefix}/out")))
+prepared = prepare.properties.ProcessingOutputConfig.Outputs["out"].S3Output.S3Uri
+train = TrainingStep(
+    name="Train",
+    step_args=trainer(rate=rate).train(input_data_config=[InputData(channel_name="train", data_source=prepared)]))
+builder = ModelBuilder(
+    image_uri="pytorch", s3_model_data_url=train.properties.ModelArtifacts.S3ModelArtifacts, role_arn=role,
+    sagemaker_session=session)
+register = ModelStep(
+    name="Register",
+    step_args=builder.register(
+        content_types=["application/json"], response_types=["application/json"],
+        inference_instances=["ml.m5.large"], transform_instances=["ml.m5.large"],
+        model_package_group_name=prefix, approval_status="Approved"))
+check = ConditionStep(
+    name="Check",
+    conditions=[ConditionLessThanOrEqualTo(
+        left=JsonGet(step_name="Prepare", property_file=report, json_path="loss"), right=limit)],
+    if_steps=[register],
+    else_steps=[FailStep(name="TooBad", error_message=Join(on=" ", values=["loss over", limit]))])
+pipeline = Pipeline(
+    name=prefix, parameters=[rate, limit, where], steps=[prepare, train, check], sagemaker_session=session)
+pipeline.upsert(role_arn=role)
+pipeline.upsert(role_arn=role, tags=[{"Key": "team", "Value": "vision"}])
+
+def run(**parameters):
+    execution = pipeline.start(parameters={"Where": f"{prefix}/in", **parameters})
+    try:
+        execution.wait(delay=1, max_attempts=60)
+    except Exception as error:  # of botocore's waiter, when it fails
+        print(error)
+    steps = {step["StepName"]: [step["StepStatus"], step.get("FailureReason")] for step in execution.list_steps()}
+    given = {each["Name"]: each["Value"] for each in execution.list_parameters()["PipelineParameters"]}
+    return execution.describe()["PipelineExecutionStatus"], steps, given["Limit"]
+
+good, bad = run(), run(Limit=0.1)
+stopped = pipeline.start()
+stopped.stop()
+try:
+    stopped.wait(delay=1, max_attempts=2)  # its waiter does not know Stopped
+except Exception as error:
+    print(error)
+listed = pipeline.list_executions()["PipelineExecutionSummaries"]
+pipeline.delete()
+answer(good, bad, [each["PipelineExecutionStatus"] for each in listed])
+""",
+        folder=str(sources),
+        prefix=prefix,
+        bucket=rig.bucket,
+        role=rig.role,
+    )
+
+    good, bad, listed = answer
+    succeeded = ["Succeeded", None]
+    assert good == ["Succeeded", dict.fromkeys(("Prepare", "Train", "Check", "Register"), succeeded), "0.5"]
+    steps = {**dict.fromkeys(("Prepare", "Train", "Check"), succeeded), "TooBad": ["Failed", "loss over 0.1"]}
+    assert bad == ["Failed", steps, "0.1"]
+    assert listed == ["Stopped", "Failed", "Succeeded"]
+    [package] = rig.client("sagemaker").list_model_packages(ModelPackageGroupName=prefix)["ModelPackageSummaryList"]
+    assert package["ModelApprovalStatus"] == "Approved"
