@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.local import cloud as clouds
-from windlass.local import containers, storage
+from windlass.local import containers, quotas, storage
 from windlass.local.asynchronous import Queues
 from windlass.local.capture import Capture
 from windlass.local.dataplane import LOG_GROUP
@@ -356,6 +356,7 @@ class Deployments:
                     ),
                     layers=Environments(self._cloud.keeper),
                     shadow=variant["VariantName"] in shadows,
+                    memory_bytes=quotas.memory_bytes(variant.get("InstanceType", "")),
                 )
             )
         fleet = self._fleet(endpoint, config, properties, specs)
@@ -513,6 +514,7 @@ class Deployments:
             ]
         for each in deployed:
             self._flush_capture(each)
+            each.fleet.cap_memory()
         for region, name in asynchronous:
             self.queues.measure(region, name)
 

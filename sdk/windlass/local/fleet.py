@@ -25,12 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from windlass.local import environments
+from windlass.local import environments, quotas
 from windlass.local.containers import FetchFailed
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.logs import follow
 from windlass.local.processes import BASE, Child, Container, Keeper
 from windlass.local.split import Split
+from windlass.local.utilisation import memory_of
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class VariantSpec:
         shadow: whether it gets copies of requests instead of requests. Of all requests, in the ratio of its weight to that of
             the production variants.
         layers: installs what the requirements.txt of the model's code asks for.
+        memory_bytes: what a server may hold, which is what its instance type has; None: all that there is.
     """
 
     name: str
@@ -103,6 +105,7 @@ class VariantSpec:
     startup_timeout_seconds: float = 240.0
     layers: Environments | None = None
     shadow: bool = False
+    memory_bytes: int | None = None
     command: Sequence[str] = (sys.executable, "-m", "windlass.runtime.server")
 
 
@@ -331,18 +334,18 @@ class Instance:
         Raises:
             Unanswered: it took too long, or the process died.
         """
-        child = self._child
+        child, deadline = self._child, time.monotonic() + timeout
         connection, reused = self._connection(timeout)
         try:
             try:
-                reply = self._exchange(connection, method, path, headers, body)
+                reply = self._exchange(connection, method, path, headers, body, deadline)
             except (http.client.RemoteDisconnected, ConnectionError):
                 connection.close()
                 # A kept connection may close just as we write to it: nothing was read, and the server lives. Ask again.
                 if not reused or child is None or child.poll() is not None:
                     raise
                 connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
-                reply = self._exchange(connection, method, path, headers, body)
+                reply = self._exchange(connection, method, path, headers, body, deadline)
         except TimeoutError as error:
             connection.close()
             raise Unanswered(
@@ -369,12 +372,28 @@ class Instance:
 
     @staticmethod
     def _exchange(
-        connection: http.client.HTTPConnection, method: str, path: str, headers: Mapping[str, str], body: bytes
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        deadline: float,
     ) -> Reply:
         connection.request(method, path, body=body, headers=dict(headers))
+        socket = connection.sock
         response = connection.getresponse()
-        answer = response.read()
-        return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, answer)
+        chunks = []
+        # The socket's own timeout is for each read: an answer that trickles in would never reach it.
+        while chunk := response.read1(1 << 16):
+            chunks.append(chunk)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the answer was not complete in time")
+            socket.settimeout(left)
+        chunks.append(response.read())  # nothing is left, but for a server that broke off, and only this marks the end
+        if response.length:
+            raise http.client.IncompleteRead(b"".join(chunks), response.length)
+        return Reply(response.status, {name.lower(): value for name, value in response.getheaders()}, b"".join(chunks))
 
     def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
         youngest = time.monotonic() - IDLE_CONNECTION_SECONDS
@@ -396,7 +415,7 @@ class Instance:
     def _ping(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=2.0)
         try:
-            return self._exchange(connection, "GET", "/ping", {}, b"").status == 200
+            return self._exchange(connection, "GET", "/ping", {}, b"", time.monotonic() + 2.0).status == 200
         except (OSError, http.client.HTTPException):
             return False  # not listening yet, or not speaking HTTP: the caller asks again until its deadline
         finally:
@@ -596,6 +615,19 @@ class Fleet:
         end = time.monotonic() + grace_seconds
         for instance in instances:
             instance.stop(max(0.0, end - time.monotonic()))
+
+    def cap_memory(self) -> None:
+        """End each server that holds more memory than it may, as the kernel of an instance would; it is started again."""
+        capped = [instance for instance in self if instance.spec.memory_bytes and instance.ready]
+        if not capped:
+            return
+        bounds = memory_of([instance.pid for instance in capped])
+        for instance in capped:
+            limit = instance.spec.memory_bytes or 0
+            # The bound counts what processes share for each of them. It costs little, and suffices for a server that behaves.
+            if bounds.get(instance.pid, 0) > limit and (used := quotas.memory_used(instance.pid)) > limit:
+                has = f"its instance type has {limit / quotas.GIB:.2f} GiB"
+                instance.kill(f"The model server was ended: it used {used / quotas.GIB:.2f} GiB of memory, and {has}.")
 
     def healthy(self) -> dict[str, int]:
         """How many instances of each variant can answer now."""

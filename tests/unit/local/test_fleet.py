@@ -40,6 +40,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os._exit(3)
         if body == b"hang":
             time.sleep(30)
+        if body == b"half":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 500)
+            self.close_connection = True
+            return
+        if body == b"leak":
+            leaked.append(bytearray(os.urandom(1 << 20)) * 64)
+        if body == b"trickle":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            for _ in range(1000):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.05)
+            return
         if body == b"bad":
             self.answer(400, b"wrong shape")
         self.answer(200, IDENTITY.encode())
@@ -50,6 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def log_message(self, *_):
         pass
+leaked = []
 print("serving", os.environ["SAGEMAKER_BASE_DIR"], flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["SAGEMAKER_BIND_TO_PORT"])), Handler).serve_forever()
 """.replace("IDENTITY", f"({IDENTITY})")
@@ -272,6 +291,43 @@ def test_a_server_that_hangs_is_given_up_on(make_fleet: MakeFleet) -> None:
 
     with pytest.raises(Unanswered, match="timed out while waiting for a response from container primary"):
         ask(fleet, b"hang", timeout=0.2)
+
+
+def test_an_answer_that_trickles_in_does_not_get_around_the_limit(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    fleet.start()
+
+    with pytest.raises(Unanswered, match="timed out while waiting for a response from container primary"):
+        ask(fleet, b"trickle", timeout=0.4)
+
+
+def test_half_an_answer_is_none(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet()
+    fleet.start()
+
+    with pytest.raises(Unanswered, match="model process exited"):
+        ask(fleet, b"half")
+
+
+def test_a_server_that_leaks_is_ended_and_started_again(make_fleet: MakeFleet, streams: Streams) -> None:
+    fleet = make_fleet(spec(memory_bytes=128 << 20))
+    fleet.start()
+    before = ask(fleet)
+    fleet.cap_memory()
+    assert ask(fleet) == before
+    for _ in range(2):
+        ask(fleet, b"leak")
+
+    fleet.cap_memory()
+
+    assert streams.wait_for(lambda: sum("serving" in line for line in streams.all) == 2)
+    [instance] = fleet
+    assert instance.wait_ready(10)
+    assert ask(fleet) != before
+    assert any(
+        "The model server was ended: it used 0.1" in line and "its instance type has 0.12 GiB" in line
+        for line in streams.all
+    )
 
 
 def test_connections_are_kept_and_errors_are_answers(make_fleet: MakeFleet) -> None:
