@@ -9,7 +9,8 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -21,11 +22,21 @@ from windlass.local.capture import Capture, Exchange
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
-from windlass.local.fleet import PAYLOAD_LIMIT_BYTES, Fleet, FleetFailed, Instance, NoCapacity, Reply, Unanswered
+from windlass.local.fleet import (
+    PAYLOAD_LIMIT_BYTES,
+    Fleet,
+    FleetFailed,
+    Instance,
+    NoCapacity,
+    Reply,
+    Streamed,
+    Unanswered,
+)
 from windlass.local.metering import Meter, Sample
 from windlass.local.router import Router
 from windlass.local.serverless import Throttled
 from windlass.local.shadow import Mirror
+from windlass.local.streaming import CONTENT_TYPE, Parts
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
@@ -75,6 +86,7 @@ class Invocation:
     inference_id: str | None = None
     target_variant: str | None = None
     target_model: str | None = None
+    streaming: bool = False
 
     def headers(self) -> dict[str, str]:
         """What the container is told."""
@@ -90,11 +102,12 @@ class Invocation:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the caller."""
+    """What goes back to the caller. ``parts``: instead of a body, one that comes piece by piece."""
 
     status: int
     headers: dict[str, str]
-    body: bytes
+    body: bytes = b""
+    parts: Parts | None = None
 
 
 class DataPlane:
@@ -115,9 +128,11 @@ class DataPlane:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         answer = self._answer(environ)
         phrase = HTTPStatus(answer.status).phrase if answer.status in set(HTTPStatus) else "Error"
-        headers = {**answer.headers, "Content-Length": str(len(answer.body)), "x-amzn-RequestId": str(uuid.uuid4())}
+        headers = {**answer.headers, "x-amzn-RequestId": str(uuid.uuid4())}
+        if answer.parts is None:
+            headers["Content-Length"] = str(len(answer.body))
         start_response(f"{answer.status} {phrase}", list(headers.items()))
-        return [answer.body]
+        return [answer.body] if answer.parts is None else answer.parts
 
     def _answer(self, environ: dict[str, Any]) -> Answer:
         match = _PATH.fullmatch(environ["PATH_INFO"])
@@ -131,21 +146,19 @@ class DataPlane:
         region = scope[1] if scope else "us-east-1"
         if kind == "async-invocations":
             return self.enqueue(region, name, environ, body)
-        if kind == "invocations-response-stream":
-            return _refusal(
-                "ValidationError", "The local cloud does not implement InvokeEndpointWithResponseStream yet."
-            )
+        streaming = kind == "invocations-response-stream"
         return self.invoke(
             Invocation(
                 region=region,
                 endpoint=name,
                 body=body,
                 content_type=environ.get("CONTENT_TYPE") or None,
-                accept=environ.get("HTTP_ACCEPT"),
+                accept=environ.get(f"{_PREFIX}ACCEPT" if streaming else "HTTP_ACCEPT"),
                 custom_attributes=environ.get(f"{_PREFIX}CUSTOM_ATTRIBUTES"),
                 inference_id=environ.get(f"{_PREFIX}INFERENCE_ID"),
                 target_variant=environ.get(f"{_PREFIX}TARGET_VARIANT"),
                 target_model=environ.get(f"{_PREFIX}TARGET_MODEL"),
+                streaming=streaming,
             )
         )
 
@@ -168,7 +181,7 @@ class DataPlane:
         return Answer(202, headers, json.dumps({"InferenceId": accepted.inference_id}).encode())
 
     def invoke(self, invocation: Invocation) -> Answer:
-        """One InvokeEndpoint."""
+        """One InvokeEndpoint, or InvokeEndpointWithResponseStream."""
         began, at = time.perf_counter(), self._clock.now()
         name, wanted = invocation.endpoint, invocation.target_variant
         endpoint = self._find(invocation.region, name)
@@ -183,10 +196,14 @@ class DataPlane:
         limit = endpoint.router.payload_limit_bytes
         if len(invocation.body) > limit:
             return _too_large(limit)
+        held = ExitStack()
         try:
-            with endpoint.router.route(wanted) as (fleet, instance):
+            with held:
+                fleet, instance = held.enter_context(endpoint.router.route(wanted))
                 for shadow in fleet.shadows():
                     self._mirror.submit(lambda shadow=shadow: self._copy(endpoint, fleet, shadow, invocation))  # type: ignore[misc]
+                if invocation.streaming:
+                    return self._stream(endpoint, fleet, instance, invocation, at, began, held.pop_all())
                 reply = self._serve(endpoint, fleet, instance, invocation, at, began)
         except Throttled:
             return _refusal("ThrottlingException", "Rate exceeded")
@@ -207,11 +224,7 @@ class DataPlane:
             return _model_error(invocation, reply.status, reply.body.decode("utf-8", "replace"), instance.stream)
         if len(reply.body) > limit:
             return _model_error(invocation, 0, f"The response exceeds {limit} bytes.", instance.stream)
-        content_type = _content_type(reply)
-        headers = {"Content-Type": content_type, "x-Amzn-Invoked-Production-Variant": instance.spec.name}
-        if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
-            headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
-        return Answer(200, headers, reply.body)
+        return Answer(200, {"Content-Type": _content_type(reply), **_said(reply, instance)}, reply.body)
 
     def _serve(
         self, endpoint: Target, fleet: Fleet, instance: Instance, invocation: Invocation, at: float, began: float
@@ -222,24 +235,88 @@ class DataPlane:
         """
         variant, concurrent = instance.spec.name, instance.outstanding
         reply, seconds = _ask(instance, invocation)
-        answered = isinstance(reply, Reply)
+        status = reply.status if isinstance(reply, Reply) else None
         if isinstance(reply, Reply):
             _capture(endpoint.capture_of(fleet), invocation, reply, variant, at)
+        self._measure(endpoint, fleet, instance, invocation, at, began, status, seconds, concurrent)
+        return reply
+
+    def _measure(
+        self,
+        endpoint: Target,
+        fleet: Fleet,
+        instance: Instance,
+        invocation: Invocation,
+        at: float,
+        began: float,
+        status: int | None,
+        seconds: float,
+        concurrent: int,
+        more: tuple[tuple[str, float, str], ...] = (),
+    ) -> None:
         self._meter.add(
             Sample(
                 region=invocation.region,
                 endpoint=invocation.endpoint,
-                variant=variant,
+                variant=instance.spec.name,
                 config=fleet.config if endpoint.guarded else None,
                 at=at,
-                status=reply.status if isinstance(reply, Reply) else None,
-                model_seconds=seconds if answered else None,
+                status=status,
+                model_seconds=None if status is None else seconds,
                 overhead_seconds=time.perf_counter() - began - seconds,
-                instances=fleet.healthy()[variant],
+                instances=fleet.healthy()[instance.spec.name],
                 concurrent=concurrent,
+                more=more,
             )
         )
-        return reply
+
+    def _stream(
+        self,
+        endpoint: Target,
+        fleet: Fleet,
+        instance: Instance,
+        invocation: Invocation,
+        at: float,
+        began: float,
+        held: ExitStack,
+    ) -> Answer:
+        """The answer as the model gives it. The instance is held until all of it is out, or the caller hangs up."""
+        concurrent, asked = instance.outstanding, time.perf_counter()
+        streamed: Streamed | None = None
+        firsts: list[float] = []
+
+        def done(error: str | None) -> None:
+            if streamed:
+                streamed.chunks.close()
+            more = [("MidStreamErrors", float(error is not None), "Count")] if firsts else []
+            if firsts:
+                more += [
+                    ("FirstChunkLatency", (firsts[0] - began) * 1e6, "Microseconds"),
+                    ("FirstChunkModelLatency", (firsts[0] - asked) * 1e6, "Microseconds"),
+                    ("FirstChunkOverheadLatency", (asked - began) * 1e6, "Microseconds"),
+                ]
+            status = streamed.status if streamed else None
+            seconds = time.perf_counter() - asked
+            self._measure(endpoint, fleet, instance, invocation, at, began, status, seconds, concurrent, tuple(more))
+            held.close()
+
+        def chunks(answer: Streamed) -> Iterator[bytes]:
+            for chunk in answer.chunks:
+                if not firsts:
+                    firsts.append(time.perf_counter())
+                yield chunk
+
+        try:
+            streamed = instance.request_stream("/invocations", invocation.headers(), invocation.body)
+            if not 200 <= streamed.status < 300:
+                text = b"".join(streamed.chunks).decode("utf-8", "replace")
+                done(None)
+                return _model_error(invocation, streamed.status, text, instance.stream)
+        except Unanswered as error:
+            done(str(error))
+            return _model_error(invocation, 0, str(error), instance.stream)
+        headers = {"Content-Type": CONTENT_TYPE, "X-Amzn-SageMaker-Content-Type": _content_type(streamed)}
+        return Answer(200, {**headers, **_said(streamed, instance)}, parts=Parts(chunks(streamed), done))
 
     def _copy(self, endpoint: Target, fleet: Fleet, shadow: str, invocation: Invocation) -> Callable[[], None] | None:
         """A copy of the request for a shadow variant, which has an instance from now on."""
@@ -300,7 +377,15 @@ def _capture(capture: Capture | None, invocation: Invocation, reply: Reply, vari
         )
 
 
-def _content_type(reply: Reply) -> str:
+def _said(reply: Reply | Streamed, instance: Instance) -> dict[str, str]:
+    """What the answer of either kind says besides its content type."""
+    headers = {"x-Amzn-Invoked-Production-Variant": instance.spec.name}
+    if attributes := reply.headers.get("x-amzn-sagemaker-custom-attributes"):
+        headers["X-Amzn-SageMaker-Custom-Attributes"] = attributes
+    return headers
+
+
+def _content_type(reply: Reply | Streamed) -> str:
     return reply.headers.get("content-type", "application/octet-stream")
 
 

@@ -7,6 +7,7 @@ ones finish before any process ends. Health, drains and restarts run on real tim
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import logging
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +43,9 @@ PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
 
 INVOCATION_TIMEOUT_SECONDS = 60.0
 """How long a model may take to answer: InvokeEndpoint's limit."""
+
+CHUNK_BYTES = 64 * 1024
+"""The most of a streamed answer that is passed on at once."""
 
 STOP_GRACE_SECONDS = 10.0
 """From SIGTERM to SIGKILL, for a server that has nothing left to answer."""
@@ -66,6 +70,10 @@ class Unanswered(Exception):
     """The model server gave no answer; ``str()`` says why in AWS's words."""
 
 
+class TimedOut(Unanswered):
+    """It took too long."""
+
+
 class LogSink(Protocol):
     """Where a server's output goes: a CloudWatch log stream."""
 
@@ -79,6 +87,19 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What a model server answers, piece by piece.
+
+    Attributes:
+        chunks: of the body, as they come; raises Unanswered. Closing it hangs up.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Generator[bytes, None, None]
 
 
 @dataclass(frozen=True)
@@ -336,7 +357,7 @@ class Instance:
         """
         child, deadline = self._child, time.monotonic() + timeout
         connection, reused = self._connection(timeout)
-        try:
+        with self._answering(child, lambda: connection.close()):
             try:
                 reply = self._exchange(connection, method, path, headers, body, deadline)
             except (http.client.RemoteDisconnected, ConnectionError):
@@ -346,22 +367,54 @@ class Instance:
                     raise
                 connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
                 reply = self._exchange(connection, method, path, headers, body, deadline)
-        except TimeoutError as error:
-            connection.close()
-            raise Unanswered(
-                "Your invocation timed out while waiting for a response from container primary. Review the latency metrics "
-                "for each container in Amazon CloudWatch, resolve the issue, and try again."
-            ) from error
-        except (http.client.HTTPException, OSError) as error:
-            connection.close()
-            self._look_dead(child)
-            raise Unanswered("An error occurred while handling request as the model process exited.") from error
         with self._pool:
             if connection.sock is not None and not self._stopping.is_set():
                 self._idle.append((time.monotonic(), connection))
                 return reply
         connection.close()
         return reply
+
+    def request_stream(
+        self, path: str, headers: Mapping[str, str], body: bytes, timeout: float = INVOCATION_TIMEOUT_SECONDS
+    ) -> Streamed:
+        """One POST to the server, whose answer is read as it comes.
+
+        Args:
+            timeout: in seconds, until the answer begins, and then between its parts.
+
+        Raises:
+            Unanswered: it took too long, or the process died.
+        """
+        child = self._child
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+        with self._answering(child, connection.close):
+            connection.request("POST", path, body=body, headers=dict(headers))
+            response = connection.getresponse()
+
+        def chunks() -> Generator[bytes, None, None]:
+            with contextlib.closing(connection), self._answering(child, connection.close):
+                while chunk := response.read1(CHUNK_BYTES):
+                    yield chunk
+                if response.length:
+                    raise http.client.IncompleteRead(b"", response.length)
+
+        return Streamed(response.status, {name.lower(): value for name, value in response.getheaders()}, chunks())
+
+    @contextlib.contextmanager
+    def _answering(self, child: Child | None, give_up: Callable[[], None]) -> Iterator[None]:
+        """Say in AWS's words why the server does not answer."""
+        try:
+            yield
+        except TimeoutError as error:
+            give_up()
+            raise TimedOut(
+                "Your invocation timed out while waiting for a response from container primary. Review the latency metrics "
+                "for each container in Amazon CloudWatch, resolve the issue, and try again."
+            ) from error
+        except (http.client.HTTPException, OSError) as error:
+            give_up()
+            self._look_dead(child)
+            raise Unanswered("An error occurred while handling request as the model process exited.") from error
 
     def _look_dead(self, child: Child | None) -> None:
         """Take no more requests if the process that broke off is dead: its end may be reported only in a moment."""

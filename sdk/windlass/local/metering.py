@@ -31,6 +31,7 @@ class Sample:
         overhead_seconds: what the service itself added.
         instances: healthy instances of the variant.
         concurrent: requests that its instance was answering, this one included.
+        more: what only some invocations have: (name, value, unit).
     """
 
     region: str
@@ -43,6 +44,7 @@ class Sample:
     overhead_seconds: float
     instances: int
     concurrent: int
+    more: tuple[tuple[str, float, str], ...] = ()
 
     def values(self) -> Iterator[tuple[str, float, str]]:
         """Name, value and unit of each metric that this invocation adds to."""
@@ -57,6 +59,7 @@ class Sample:
         yield "OverheadLatency", self.overhead_seconds * 1e6, "Microseconds"
         if self.model_seconds is not None:
             yield "ModelLatency", self.model_seconds * 1e6, "Microseconds"
+        yield from self.more
 
 
 class Meter:
