@@ -40,6 +40,7 @@ from windlass.local.alarm_settings import Alarm, Condition, HistoryItem, composi
 from windlass.local.clock import Clock, Pace
 from windlass.local.events import EventBus, Undeliverable
 from windlass.local.faults import Fault
+from windlass.local.iam.authorizer import as_service
 from windlass.local.metric_math import Grid
 from windlass.local.metric_queries import Evaluation
 from windlass.local.metric_store import MetricStore, PacedMetrics
@@ -461,7 +462,8 @@ class AlarmEngine:
             self._record(alarm, "Action", done, data)
 
     def _publish(self, alarm: Alarm, action: str, change: Change) -> None:
-        self._events.publish(action, change.message, change.subject)
+        with as_service("cloudwatch.amazonaws.com", alarm.arn):
+            self._events.publish(action, change.message, change.subject)
 
     def _record(self, alarm: Alarm, kind: str, summary: str, data: Mapping[str, Any]) -> None:
         self._unsaved = True  # whatever changes an alarm is in its history

@@ -32,6 +32,7 @@ from windlass.local.database import Database
 from windlass.local.events import Undeliverable
 from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Unanswered
+from windlass.local.iam.authorizer import acting_as
 from windlass.local.metric_store import Datum, Metric, MetricStore
 from windlass.local.router import Router
 
@@ -59,6 +60,8 @@ class Target(Protocol):
 
     @property
     def router(self) -> Router: ...
+    @property
+    def role(self) -> str | None: ...
 
     def capture_of(self, fleet: Fleet) -> Capture | None: ...
 
@@ -74,6 +77,7 @@ class Request:
         output, failure: where the answer, or why there is none, goes.
         concurrency: how many requests an instance processes at once.
         notification: the NotificationConfig.
+        role: whose permissions all this takes.
     """
 
     key: str
@@ -92,6 +96,7 @@ class Request:
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
     concurrency: int = DEFAULT_CONCURRENCY
     notification: dict[str, Any] = field(default_factory=dict)
+    role: str | None = None
 
     def headers(self) -> dict[str, str]:
         """What the container is told."""
@@ -171,6 +176,7 @@ class Queues:
             message = f"1 validation error detected: Value at 'body' failed to satisfy constraint: {constraint}"
             raise Fault("ValidationError", message)
         received = self._clock.now()
+        place = self._find(region, endpoint)
         name = str(uuid.uuid4())
         target = config["OutputConfig"]
         folder = "/".join(
@@ -193,6 +199,7 @@ class Queues:
             timeout_seconds=asked.get("InvocationTimeoutSeconds", DEFAULT_TIMEOUT_SECONDS),
             concurrency=config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance", DEFAULT_CONCURRENCY),
             notification=target.get("NotificationConfig", {}),
+            role=place.role if place else None,
         )
         self._rows.save(request.key, asdict(request))
         self._queue(region, endpoint).add(request)
@@ -254,10 +261,15 @@ class Queues:
     def _expire(self, request: Request) -> None:
         waited = self._clock.now() - request.received
         reason = f"ClientError: The request expired: it was in the queue for {waited:.0f} s, more than its RequestTTLSeconds "
-        self._settle(request, None, Failed(f"{reason}of {request.ttl_seconds:.0f}.", "ExpiredRequests"), [])
+        with acting_as(request.role):
+            self._settle(request, None, Failed(f"{reason}of {request.ttl_seconds:.0f}.", "ExpiredRequests"), [])
 
     def _process(self, request: Request, target: Target, fleet: Fleet, instance: Instance) -> bool:
         """Ask the instance and settle the request. False: the instance was taken away meanwhile, so it is to be tried again."""
+        with acting_as(request.role):
+            return self._serve(request, target, fleet, instance)
+
+    def _serve(self, request: Request, target: Target, fleet: Fleet, instance: Instance) -> bool:
         began = self._clock.now()
         values = [("TimeInBacklog", (began - request.received) * 1e3, "Milliseconds")]
         failed: Failed | None = None

@@ -12,6 +12,7 @@ been left alone between two rounds, so that a half-written one does not.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import threading
@@ -44,7 +45,9 @@ class Checkpoints:
             str, str
         ] = {}  # URI -> version, of the objects as they were when they were last equal to here
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="checkpoints", daemon=True)
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._follow,), name="checkpoints", daemon=True
+        )
 
     def restore(self) -> None:
         """Bring what S3 holds into every folder. Raises storage.Missing, OSError."""

@@ -51,7 +51,7 @@ class Cloud:
         from windlass.local.database import Database
         from windlass.local.events import EventBus, pipeline_target
         from windlass.local.hosting import Hosting
-        from windlass.local.iam.authorizer import Authorizer
+        from windlass.local.iam import authorizer
         from windlass.local.jobs import TrainingJobs
         from windlass.local.pipelines import Pipelines
         from windlass.local.processing import ProcessingJobs
@@ -65,7 +65,7 @@ class Cloud:
         self.url = url
         self.clock: Clock = clock or SystemClock()
         self.pace = Pace(self.clock, speed)
-        self.authorizer = Authorizer(enforce_iam)
+        self.authorizer = authorizer.Authorizer(enforce_iam)
         self.database = Database(state / "state.sqlite")
         self.snapshot = Snapshot(state / "services.pickle")
         self.tags: dict[str, dict[str, str]] = {}  # of SageMaker's resources, by ARN in lower case

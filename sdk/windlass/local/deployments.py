@@ -27,6 +27,7 @@ from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, FleetFailed, VariantSpec
+from windlass.local.iam.authorizer import as_role
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
 from windlass.local.metric_store import Datum, Metric
@@ -90,6 +91,13 @@ class Endpoint:
         """Its AsyncInferenceConfig; None for one that answers at once."""
         shown = self.live or self.pending
         return shown.properties.get("AsyncInferenceConfig") if shown else None
+
+    @property
+    def role(self) -> str | None:
+        """What SageMaker does for the endpoint itself, it does as the role of the first variant's model."""
+        shown = self.live or self.pending
+        models = list(shown.models.values()) if shown else []
+        return str(models[0].request["ExecutionRoleArn"]) if models else None
 
     @property
     def accepting(self) -> bool:
@@ -344,9 +352,11 @@ class Deployments:
                     image=model.container["Image"],
                     instances=instances_of(variant),
                     weight=variant["InitialVariantWeight"],
-                    fetch=functools.partial(containers.fetch, model.container),
+                    fetch=as_role(
+                        model.request["ExecutionRoleArn"], functools.partial(containers.fetch, model.container)
+                    ),
                     environment={
-                        **self._cloud.process_environment(region),
+                        **self._cloud.process_environment(region, model.request["ExecutionRoleArn"]),
                         "SAGEMAKER_REGION": region,
                         **model.container.get("Environment", {}),
                     },
@@ -359,22 +369,21 @@ class Deployments:
                     memory_bytes=quotas.memory_bytes(variant.get("InstanceType", "")),
                 )
             )
-        fleet = self._fleet(endpoint, config, properties, specs)
+        role = next(iter(models.values())).request["ExecutionRoleArn"]
+        fleet = self._fleet(endpoint, config, properties, specs, role)
         capture = None
         if settings := properties.get("DataCaptureConfig"):
             settings = {**settings, "DestinationS3Uri": containers.s3_uri(settings["DestinationS3Uri"])}
-            capture = Capture(settings, name, storage.write)
+            capture = Capture(settings, name, as_role(role, storage.write))
         return Deployed(config, properties, fleet, capture, self.now(), models)
 
     def _fleet(
-        self, endpoint: Endpoint, config: Record, properties: Mapping[str, Any], specs: list[VariantSpec]
+        self, endpoint: Endpoint, config: Record, properties: Mapping[str, Any], specs: list[VariantSpec], role: str
     ) -> Fleet:
         region, name = endpoint.region, endpoint.name
         folder = self._cloud.state / "endpoints" / name / f"{next(self._numbers)}-{config.name}"
 
-        def open_log(stream: str) -> LogStream:
-            return LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock)
-
+        open_log = as_role(role, lambda stream: LogStream(region, f"{LOG_GROUP}/{name}", stream, self._cloud.clock))
         [variant, *_] = properties["ProductionVariants"]
         if "ServerlessConfig" not in variant:
             started = functools.partial(self._watch, endpoint)

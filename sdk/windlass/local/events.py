@@ -38,6 +38,7 @@ from windlass.local.agenda import Agenda
 from windlass.local.clock import Clock, SystemClock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
+from windlass.local.iam.authorizer import Denied, acting_as, as_service, require
 from windlass.local.schedules import Schedule
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ Deliver = Callable[[Mapping[str, Any], str, Event], None]
 `target` is what PutTargets got, with the RuleArn that it belongs to.
 """
 
+_SERVICE = "events.amazonaws.com"
 _MOST_ENTRIES = 10
 _RETRIES, _OLDEST_SECONDS = 185, 86_400  # AWS's defaults of a RetryPolicy
 _LONGEST_PAUSE_SECONDS = 600
@@ -159,7 +161,8 @@ class EventBus:
             if deliver is None:
                 raise Undeliverable(f"the local cloud delivers no events to {_service(arn)}")
             text = target_input(target, event, rule_arn=rule.arn, rule_name=rule.name, ingested=delivery.ingested)
-            deliver({**target, "RuleArn": rule.arn}, text, event)
+            with acting_as(target["RoleArn"], "events") if "RoleArn" in target else as_service(_SERVICE, rule.arn):
+                deliver({**target, "RuleArn": rule.arn}, text, event)
         except Unavailable as error:
             policy = target.get("RetryPolicy") or {}
             pause = min(2.0**delivery.attempt, _LONGEST_PAUSE_SECONDS)
@@ -192,7 +195,8 @@ class EventBus:
             "RETRY_ATTEMPTS": str(delivery.attempt - 1),
         }
         try:
-            self.send(queue_arn, json.dumps(delivery.event), attributes=attributes)
+            with as_service(_SERVICE, rule.arn):
+                self.send(queue_arn, json.dumps(delivery.event), attributes=attributes)
         except Undeliverable as problem:
             log.warning("EventBridge rule '%s': nor to its dead-letter queue %s: %s", rule.name, queue_arn, problem)
 
@@ -272,11 +276,12 @@ class EventBus:
     def publish(self, topic: str, message: str, subject: str | None = None) -> None:
         """Publish to an SNS topic now, and through it to its subscribers. Raises Undeliverable."""
         try:
+            require("sns:Publish", topic, region=topic.split(":")[3])
             _, _, _, region, account, _ = topic.split(":", 5)
             if topic not in sns_backends[account][region].topics:
                 raise Undeliverable(f"the topic {topic} does not exist")
             sns_backends[account][region].publish(message, arn=topic, subject=subject)
-        except (ServiceException, HTTPException, KeyError, ValueError, OSError) as error:
+        except (Denied, ServiceException, HTTPException, KeyError, ValueError, OSError) as error:
             raise Undeliverable(_why(error)) from error
 
     def _to_sns(self, target: Mapping[str, Any], text: str, event: Event) -> None:
@@ -288,13 +293,14 @@ class EventBus:
             key: {"DataType": "String", "StringValue": value} for key, value in (target.get("Attributes") or {}).items()
         }
         try:
+            require("sqs:SendMessage", target["Arn"])
             sqs_backends[account][region].send_message(
                 queue_name=name,
                 message_body=text,
                 message_attributes=attributes or None,
                 group_id=(target.get("SqsParameters") or {}).get("MessageGroupId"),
             )
-        except (ServiceException, HTTPException, KeyError) as error:
+        except (Denied, ServiceException, HTTPException, KeyError) as error:
             raise Undeliverable(_why(error)) from error
 
     def _to_logs(self, target: Mapping[str, Any], text: str, event: Event) -> None:
@@ -449,8 +455,9 @@ def pipeline_target(start: Callable[[str, Mapping[str, str], str], Any]) -> Deli
         given = (target.get("SageMakerPipelineParameters") or {}).get("PipelineParameterList") or []
         parameters = {each["Name"]: _dynamic(each["Value"], event) for each in given}
         try:
+            require("sagemaker:StartPipelineExecution", str(target["Arn"]))
             start(str(target["Arn"]), parameters, str(event["id"]))
-        except ServiceException as error:
+        except (Denied, ServiceException) as error:
             raise Undeliverable(_why(error)) from error
 
     return deliver

@@ -31,7 +31,6 @@ from moto.awslambda import urls
 from moto.awslambda.exceptions import UnknownFunctionException
 from moto.awslambda.models import LambdaBackend, LambdaFunction, lambda_backends
 from moto.core.exceptions import ServiceException
-from moto.sts.models import sts_backends
 
 from windlass.local import roles, storage, validation
 from windlass.local.alarm_settings import Alarm
@@ -40,6 +39,8 @@ from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.events import EventBus, Undeliverable
 from windlass.local.faults import Fault
+from windlass.local.iam import principals
+from windlass.local.iam.authorizer import acting_as, as_role
 from windlass.local.logs import LogStream
 from windlass.local.metric_store import Datum, Metric, MetricStore
 from windlass.local.processes import Keeper
@@ -141,7 +142,11 @@ class Functions:
             spec,
             self._unpacked(function),
             keeper=self._cloud.keeper,
-            open_log=lambda stream: LogStream(region, spec.log_group, stream, self._cloud.clock).write,
+            open_log=as_role(
+                function.role,
+                lambda stream: LogStream(region, spec.log_group, stream, self._cloud.clock).write,
+                function.function_name,
+            ),
         )
         with self._lock:
             self._busy.append(sandbox)
@@ -316,6 +321,18 @@ class Functions:
         config: Mapping[str, Any],
     ) -> None:
         """Send what became of an event to the destination that is set for it, and to the dead-letter queue."""
+        with acting_as(function.role, function.function_name):
+            self._send(function, attempt, outcome, which, condition, config)
+
+    def _send(
+        self,
+        function: LocalFunction,
+        attempt: _Attempt,
+        outcome: Outcome,
+        which: str,
+        condition: str,
+        config: Mapping[str, Any],
+    ) -> None:
         events, payload = self._cloud.events, json.loads(outcome.payload)
         destination = config.get("DestinationConfig", {}).get(which, {}).get("Destination")
         try:
@@ -411,20 +428,8 @@ class LocalFunction(LambdaFunction):  # type: ignore[misc]
         """Of a session of the function's role."""
         cached: dict[str, str] | None = self.__dict__.get("_credentials")
         if cached is None or cached["role"] != self.role:
-            session = sts_backends[self.account_id]["aws"].assume_role(
-                region_name=self.region,
-                role_session_name=self.function_name[:64],
-                role_arn=self.role,
-                policy="",
-                duration=43_200,
-                external_id="",
-            )
-            cached = self.__dict__["_credentials"] = {
-                "role": self.role,
-                "AWS_ACCESS_KEY_ID": session.access_key_id,
-                "AWS_SECRET_ACCESS_KEY": session.secret_access_key,
-                "AWS_SESSION_TOKEN": session.session_token,
-            }
+            made = principals.credentials(self.role, self.function_name, self.region)
+            cached = self.__dict__["_credentials"] = {"role": self.role, **made}
         return {name: value for name, value in cached.items() if name != "role"}
 
     def permits(self, principal: str, source: str) -> bool:

@@ -40,6 +40,7 @@ from windlass.local.checkpoints import Checkpoints
 from windlass.local.cluster import Host
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.faults import Fault
+from windlass.local.iam.authorizer import Denied, acting_as, require
 from windlass.local.lifecycle import INTERRUPTED
 from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
@@ -497,6 +498,10 @@ class TrainingJobs:
     # The life of a job, in its own thread
 
     def _run(self, job: TrainingJob) -> None:
+        with acting_as(job.request["RoleArn"]):
+            self._live(job)
+
+    def _live(self, job: TrainingJob) -> None:
         began = time.monotonic()
         evicted = False
         try:
@@ -845,7 +850,13 @@ class TrainingJobs:
 
     def _measure(self, job: TrainingJob, name: str, value: float) -> None:
         now = self._now()
-        self._cloud.metrics.put(job.region, METRIC_NAMESPACE, name, {"TrainingJobName": job.name}, value, at=now)
+        try:
+            with acting_as(job.request["RoleArn"]):
+                require("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": METRIC_NAMESPACE})
+        except Denied as denial:
+            log.warning("The training job %s publishes no metrics: %s", job.name, denial)
+        else:
+            self._cloud.metrics.put(job.region, METRIC_NAMESPACE, name, {"TrainingJobName": job.name}, value, at=now)
         with self._change:
             job.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": _time(now)}
         for listener in self.on_metric:
@@ -904,7 +915,7 @@ class TrainingJobs:
 
     def _environment(self, job: TrainingJob, base: Path) -> dict[str, str]:
         return {
-            **self._cloud.process_environment(job.region),
+            **self._cloud.process_environment(job.region, job.request["RoleArn"]),
             **environments.pip_settings(),
             "TRAINING_JOB_NAME": job.name,
             "TRAINING_JOB_ARN": job.arn,

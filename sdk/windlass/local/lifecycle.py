@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from windlass.local import cloud as clouds
 from windlass.local.faults import Fault
 from windlass.local.fleet import last_traceback
+from windlass.local.iam.authorizer import acting_as
 from windlass.local.listing import select
 from windlass.local.processes import Child
 
@@ -276,6 +277,15 @@ class Jobs(abc.ABC, Generic[J]):
     # The life of a job, in its own thread
 
     def _run(self, job: J) -> None:
+        with acting_as(self.role(job)):
+            self._live(job)
+
+    def role(self, job: J) -> str | None:
+        """The ARN of the role whose permissions the job has."""
+        arn: str | None = job.request.get("RoleArn")
+        return arn
+
+    def _live(self, job: J) -> None:
         status, reason = "Completed", ""
         try:
             with self._slot(job):

@@ -20,6 +20,7 @@ from moto.sns import models
 from werkzeug.exceptions import HTTPException
 
 from windlass.local.events import EventBus, Undeliverable
+from windlass.local.iam.authorizer import Denied, as_service, require
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +54,13 @@ class LocalSubscription(models.Subscription):  # type: ignore[misc]
             return
         if self.protocol not in ("http", "https", "lambda"):
             try:
+                if self.protocol == "sqs":
+                    with as_service("sns.amazonaws.com", self.topic_arn):
+                        require("sqs:SendMessage", self.endpoint)
                 super().publish(
                     message, message_id, subject, message_attributes, group_id, deduplication_id, message_structure
                 )
-            except (ServiceException, HTTPException, KeyError) as error:
+            except (Denied, ServiceException, HTTPException, KeyError) as error:
                 self._give_up(message, str(getattr(error, "message", None) or error))
             return
         if message_structure == "json":

@@ -27,6 +27,7 @@ from windlass.local import pipeline_definition as definitions
 from windlass.local import storage
 from windlass.local.containers import s3_uri
 from windlass.local.faults import Fault
+from windlass.local.iam.authorizer import as_role
 from windlass.local.lifecycle import not_here, when
 from windlass.local.listing import select
 from windlass.local.pipeline_definition import JOBS, BadDefinition, Definition, Step, Unresolved
@@ -545,7 +546,10 @@ class Pipelines:
                     run = execution.runs[step.name] = StepRun(step, self._now())
                     self._save(execution)
                     threading.Thread(
-                        target=self._run_step, args=(execution, run), name=f"step-{step.name}", daemon=True
+                        target=as_role(execution.pipeline.request["RoleArn"], self._run_step),
+                        args=(execution, run),
+                        name=f"step-{step.name}",
+                        daemon=True,
                     ).start()
                     running += 1
                 if not running and not ready:

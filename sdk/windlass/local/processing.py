@@ -9,6 +9,7 @@ Each host has a folder that stands for ``/opt/ml``: inputs arrive at their Local
 
 from __future__ import annotations
 
+import contextvars
 import itertools
 import json
 import logging
@@ -243,7 +244,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
     def _start(self, job: ProcessingJob, host: _Host, ended: queue.Queue[tuple[_Host, int]]) -> None:
         stream = LogStream(job.region, LOG_GROUP, f"{job.name}/{host.name}-{int(self.now())}", self.cloud.clock)
         base = self.cloud.keeper.base(host.folder)
-        command, environment = _placed(job, base, self.cloud.process_environment(job.region))
+        command, environment = _placed(job, base, self.cloud.process_environment(job.region, self.role(job)))
         reading, writing = os.pipe()
         try:
             with self.change:
@@ -290,7 +291,8 @@ class _ContinuousUpload:
         self._hosts = hosts
         self._sent: dict[Path, tuple[int, int]] = {}
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"upload-{job.name}", daemon=True)
+        run = contextvars.copy_context().run  # as the job's role, too
+        self._thread = threading.Thread(target=run, args=(self._run,), name=f"upload-{job.name}", daemon=True)
         if self._outputs:
             self._thread.start()
 

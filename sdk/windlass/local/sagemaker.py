@@ -23,6 +23,7 @@ from windlass.local import cloud as clouds
 from windlass.local import roles, validation
 from windlass.local.faults import Fault
 from windlass.local.hosting import HostingOperations
+from windlass.local.iam.authorizer import Denied, acting_as, require_call
 from windlass.local.jobs import TrainingOperations
 from windlass.local.pipelines import PipelineOperations
 from windlass.local.processing import ProcessingOperations
@@ -82,12 +83,14 @@ class SageMakerResponse(*PARTS, MotoResponse):  # type: ignore[misc]
         """What AWS does around every operation: constraints, the role, tags."""
         action = self._get_action()
         validation.check("sagemaker", action, self.params)
+        role = None
         if action.startswith("Create"):
             for member in ("RoleArn", "ExecutionRoleArn"):
-                if arn := self.params.get(member):
-                    roles.require_assumable(arn)
+                if role := self.params.get(member) or role:
+                    roles.require_assumable(role)
             _refuse_repeated_keys(self.params.get("Tags") or [])
-        answer = operation(self)
+        with acting_as(role):  # SageMaker looks at what a request names with the role that it is given
+            answer = operation(self)
         result = answer.result if isinstance(answer.result, Mapping) else {}
         if action.startswith("Create"):
             for member, arn in result.items():
@@ -133,6 +136,10 @@ class _Internal(SageMakerResponse):
 
 def call(region: str, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """One operation as if a client had sent it: what a pipeline's steps do. Raises Fault as the client would get it."""
+    try:
+        require_call("sagemaker", action, params, region)
+    except Denied as denial:
+        raise Fault("AccessDeniedException", str(denial)) from denial
     result = getattr(_Internal(region, action, params), camelcase_to_underscores(action))().result
     return dict(result) if isinstance(result, Mapping) else {}
 

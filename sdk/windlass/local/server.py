@@ -38,6 +38,7 @@ from windlass.local import cloudwatch, s3
 from windlass.local.bodies import Body, Refused
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
+from windlass.local.iam import authorizer
 from windlass.local.iam.authorizer import Denied, requested_by
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,7 @@ class Server:
         os.environ["MOTO_PORT"] = str(listener.getsockname()[1])
         self.cloud = clouds.Cloud(state, self.url, clock, speed, enforce_iam)
         clouds.install(self.cloud)
+        authorizer.install(self.cloud.authorizer)
         _extend_moto(self.cloud)
         self.cloud.restore(_extend_late)
         self._http = _HttpServer(host, listener, Application(self.cloud, self.stop))

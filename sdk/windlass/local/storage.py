@@ -2,6 +2,8 @@
 
 storage.download_prefix("s3://bucket/data", Path("data"))
 storage.write("s3://bucket/model.tar.gz", Path("model.tar.gz"))
+
+Within ``authorizer.acting_as(role)`` that role must be allowed to.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from windlass.local.bodies import Body
 from windlass.local.cloud import ACCOUNT
+from windlass.local.iam import authorizer
 
 if TYPE_CHECKING:
     from windlass.local.s3 import Key
@@ -22,6 +25,14 @@ class Missing(LookupError):
     def __init__(self, uri: str) -> None:
         self.uri = uri
         super().__init__(f"No S3 objects found under S3 URL '{uri}'")
+
+
+class Denied(Missing):
+    """Whoever this thread acts for may not do that; ``str()`` is AWS's message."""
+
+    def __init__(self, uri: str, message: str) -> None:
+        super().__init__(uri)
+        self.args = (message,)
 
 
 class NoBucket(Missing):
@@ -74,6 +85,7 @@ def open_body(uri: str) -> Body:
 def write(uri: str, body: bytes | Path) -> None:
     """Create or replace an object. Raises NoBucket."""
     bucket, key = split(uri)
+    _require("s3:PutObject", uri)
     if not bucket_exists(uri):
         raise NoBucket(uri)
     _backend().put_object(bucket, key, Body.of(body) if isinstance(body, Path) else body)
@@ -83,10 +95,11 @@ def write(uri: str, body: bytes | Path) -> None:
 def keys(prefix: str) -> list[str]:
     """The URIs of all objects that begin with that prefix, in order. Raises NoBucket."""
     bucket, start = split(prefix)
+    _require("s3:ListBucket", f"s3://{bucket}", {"s3:prefix": start})
     if not bucket_exists(prefix):
         raise NoBucket(prefix)
     names = [name for name in list(_backend().get_bucket(bucket).keys) if name.startswith(start)]
-    return [f"s3://{bucket}/{name}" for name in sorted(names) if exists(f"s3://{bucket}/{name}")]
+    return [f"s3://{bucket}/{name}" for name in sorted(names) if _backend().get_object(bucket, name) is not None]
 
 
 def download(uri: str, dest: Path) -> None:
@@ -127,7 +140,16 @@ def _backend() -> Any:
     return s3_backends[ACCOUNT]["aws"]
 
 
+def _require(action: str, uri: str, context: dict[str, str] | None = None) -> None:
+    if authorizer.acting() is not None:
+        try:
+            authorizer.require(action, f"arn:aws:s3:::{uri.removeprefix('s3://')}", context)
+        except authorizer.Denied as denial:
+            raise Denied(uri, str(denial)) from denial
+
+
 def _object(uri: str) -> Key:
+    _require("s3:GetObject", uri)
     bucket, key = split(uri)
     if not bucket_exists(uri):
         raise NoBucket(uri)

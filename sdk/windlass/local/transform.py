@@ -194,6 +194,13 @@ class TransformJobs(Jobs[TransformJob]):
         if problems:
             raise Failed(problems[0])
 
+    def role(self, job: TransformJob) -> str | None:
+        """Its model's."""
+        arn: str | None = self.cloud.hosting.configs.model(job.region, job.request["ModelName"]).request[
+            "ExecutionRoleArn"
+        ]
+        return arn
+
     def _launch(self, job: TransformJob, count: int) -> list[Instance]:
         """That many healthy instances of the model's server."""
         model = self.cloud.hosting.configs.model(job.region, job.request["ModelName"])
@@ -208,7 +215,7 @@ class TransformJobs(Jobs[TransformJob]):
             fetch=functools.partial(containers.fetch, model.container),
             layers=Environments(self.cloud.keeper),
             environment={
-                **self.cloud.process_environment(job.region),
+                **self.cloud.process_environment(job.region, self.role(job)),
                 "SAGEMAKER_REGION": job.region,
                 "SAGEMAKER_MODEL_SERVER_TIMEOUT": str(timeout),
                 "WINDLASS_MAX_PAYLOAD_BYTES": str(payload * 1024 * 1024 or 2**31),

@@ -112,7 +112,7 @@ class Cloud:
     def package(self, region: str, name: str) -> Any:
         return self.packages[name]
 
-    def process_environment(self, region: str) -> dict[str, str]:
+    def process_environment(self, region: str, role_arn: str | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"]}
 
 

@@ -65,7 +65,7 @@ class SmallCloud:
         self.metrics = Metrics()
         self.events = Events()
 
-    def process_environment(self, region: str) -> dict[str, str]:
+    def process_environment(self, region: str, role_arn: str | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
 
 

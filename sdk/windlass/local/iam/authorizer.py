@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from windlass.local.cloud import ACCOUNT
 from windlass.local.iam import actions, principals, requests, resources, signature
@@ -24,6 +24,9 @@ from windlass.local.iam.actions import Need
 from windlass.local.iam.policy import Decision, Request, decide
 from windlass.local.iam.principals import Caller
 from windlass.local.iam.requests import Call
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 Reason = Literal["denied", "unknown key", "expired", "no signature", "bad signature"]
 
@@ -80,6 +83,21 @@ def on_behalf_of(caller: Caller | None) -> Iterator[None]:
         yield
     finally:
         _acting.reset(token)
+
+
+def as_role(role_arn: str | None, function: Callable[_P, _T], session_name: str = "SageMaker") -> Callable[_P, _T]:
+    """That function, for any thread to call, done as that role."""
+
+    def done(*args: _P.args, **named: _P.kwargs) -> _T:
+        with acting_as(role_arn, session_name):
+            return function(*args, **named)
+
+    return done
+
+
+def as_service(name: str, source_arn: str) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile this thread does what an AWS service does in its own name: ``events.amazonaws.com``, because of that rule."""
+    return on_behalf_of(principals.service(name, source_arn))
 
 
 def acting_as(role_arn: str | None, session_name: str = "SageMaker") -> contextlib.AbstractContextManager[None]:
@@ -178,10 +196,18 @@ class Authorizer:
         region: str = "us-east-1",
     ) -> None:
         """Raise Denied unless whoever this thread acts for, or the given caller, may do that."""
-        caller = caller or _acting.get()
+        self._require([Need(action, resource, context or {})], caller or _acting.get(), region)
+
+    def require_call(self, service: str, operation: str, params: Mapping[str, Any], region: str) -> None:
+        """See the function of that name."""
+        call = Call(service, service, operation, params, region=region)
+        if _acting.get() is not None and self.watching:
+            self._require(actions.needs(call), _acting.get(), region)
+
+    def _require(self, needs: list[Need], caller: Caller | None, region: str) -> None:
         if caller is None or not self.watching:
             return
-        needs = self._with_keys([Need(action, resource, context or {})], region)
+        needs = self._with_keys(needs, region)
         if self.enforce:
             for need in needs:
                 self._decide(caller, need, {**_of_time(), **caller.context, "aws:viaawsservice": "true"})
@@ -200,6 +226,27 @@ class Authorizer:
             whole.append(need)
             whole += _of_key(need, region)
         return whole
+
+
+_installed = Authorizer(enforce=False)
+
+
+def install(authorizer: Authorizer) -> None:
+    """Make it the one that decides in this process: there is one local cloud in it."""
+    global _installed
+    _installed = authorizer
+
+
+def require(
+    action: str, resource: str, context: Mapping[str, str | tuple[str, ...]] | None = None, region: str = "us-east-1"
+) -> None:
+    """Raise Denied unless whoever this thread acts for may do that."""
+    _installed.require(action, resource, context, region=region)
+
+
+def require_call(service: str, operation: str, params: Mapping[str, Any], region: str) -> None:
+    """Raise Denied unless whoever this thread acts for may make that API call: what a pipeline's steps do."""
+    _installed.require_call(service, operation, params, region)
 
 
 REMEMBERED = frozenset({"iam:passedtoservice", "cloudwatch:namespace", "kms:viaservice"})

@@ -123,12 +123,15 @@ def acting(role_arn: str, session_name: str) -> Caller:
     return Caller(Principal(arn, "session", ACCOUNT, role_arn), context)
 
 
-def service(name: str) -> Caller:
-    """An AWS service in its own name: ``cloudwatch.amazonaws.com``."""
+def service(name: str, source_arn: str) -> Caller:
+    """An AWS service in its own name, ``cloudwatch.amazonaws.com``, because of one of the account's resources."""
     context: dict[str, str | tuple[str, ...]] = {
         "aws:principalisawsservice": "true",
         "aws:principalservicename": name,
         "aws:principalservicenameslist": (name,),
+        "aws:sourceaccount": ACCOUNT,
+        "aws:sourceowner": ACCOUNT,
+        "aws:sourcearn": source_arn,
     }
     return Caller(Principal(name, "service"), context)
 
