@@ -15,7 +15,7 @@ import io
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, overload
 
@@ -286,7 +286,17 @@ def _stage(answer: Mapping[str, Any]) -> str:
 
 
 def _live(endpoint: Endpoint) -> plans.Live:
-    return plans.Live(endpoint.arn, endpoint.config, endpoint.previous_configs)
+    return plans.Live(endpoint.arn, endpoint.config, endpoint.previous_configs, endpoint.model_version)
+
+
+def _with_variant(live: plans.Live, where: str) -> plans.Live:
+    """With the production variant of its config, beside which a shadow is to run."""
+    sagemaker = aws.client("sagemaker")
+    config = aws.call(where, sagemaker.describe_endpoint_config, EndpointConfigName=live.config)
+    if len(config["ProductionVariants"]) != 1:
+        hint = "Deploy one version without a shadow first."
+        raise InvalidInput("a shadow needs an endpoint of exactly one production variant", where=where, hint=hint)
+    return replace(live, variant=config["ProductionVariants"][0])
 
 
 def _tags(arn: str, where: str) -> Mapping[str, str]:
@@ -418,7 +428,8 @@ def deploy(
         policy: gates that must open. A signature of the manifest, if there is one, is verified in any case.
         wait: until it is in service and baked. An accuracy alarm needs traffic and labels *during* the bake: pass ``False``,
             send them, then :meth:`Endpoint.wait`.
-        options: the fields of :class:`windlass.ServeSpec`: instance_type, bake_seconds, canary_percent...
+        options: the fields of :class:`windlass.ServeSpec`: instance_type, bake_seconds; how the traffic shifts: canary_percent,
+            linear_percent, rolling_percent; or shadow_percent, which shifts none and mirrors that share of it.
 
     Raises:
         InvalidInput: the version is not approved, or an argument is wrong; nothing was sent.
@@ -450,15 +461,29 @@ def deploy(
         existing: Endpoint | None = Endpoint.from_name(name)
     except NotFound:
         existing = None
+    live = None
     if existing:
         _refuse_changing(existing, where)
+        live = _live(existing)
+    if spec.shadow_percent:
+        if live is None:
+            raise InvalidInput(
+                f"there is no endpoint '{name}' to shadow", where=where, hint="Deploy it without a shadow first."
+            )
+        if slos:
+            raise InvalidInput(
+                "SLOs judge what answers, and a shadow's answers are dropped",
+                where=where,
+                hint="Give them when it takes over.",
+            )
+        live = _with_variant(live, where)
     plan = plans.deploy(
         spec,
         plans.Deployable(current.name, current.image, current.model_uri, current.environment),
         endpoint=name,
         now=clock.now(),
         slos=slos,
-        live=_live(existing) if existing else None,
+        live=live,
         foundation=Contract.load(project),
     )
     if dry_run:

@@ -220,8 +220,8 @@ def _read_labels(uri: str) -> Iterator[tuple[str, _Label]]:
 
 
 def _captured(bucket: str, config: str, endpoint: str, since: datetime) -> Iterator[tuple[str, datetime, Any]]:
-    """Inference id, time and decoded answer of each captured prediction of one config."""
-    prefix = f"s3://{bucket}/capture/{config}/{endpoint}/"
+    """Inference id, time and decoded answer of each captured prediction of one config. Nobody got a shadow's."""
+    prefix = f"s3://{bucket}/capture/{config}/{endpoint}/{plans.VARIANT}/"
     for item in aws.keys(prefix):
         if item["LastModified"] < since:
             continue

@@ -25,6 +25,9 @@ from windlass.specs import ServeSpec, Slo, TrainSpec
 VARIANT = "primary"
 """The one production variant's name. Constant: UpdateEndpoint and autoscaling need it to stay the same between configs."""
 
+SHADOW = "shadow"
+"""The name of the variant that gets copies of requests."""
+
 KEPT_CONFIGS = 4
 """How many past configs of an endpoint are kept to roll back to: their names, of 63 characters, fill one tag's 256."""
 
@@ -391,11 +394,20 @@ class Deployable:
 
 @dataclass(frozen=True)
 class Live:
-    """What is in service now: the config's name, and the configs before it, newest first."""
+    """What is in service now.
+
+    Attributes:
+        config: its name.
+        previous: the configs before it, newest first.
+        version: ``digits/1``, of that config.
+        variant: the config's production variant, as DescribeEndpointConfig has it.
+    """
 
     arn: str
     config: str
     previous: tuple[str, ...] = ()
+    version: str = ""
+    variant: Mapping[str, Any] = field(default_factory=dict)
 
 
 def deploy(
@@ -408,9 +420,13 @@ def deploy(
     live: Live | None,
     foundation: Foundation,
 ) -> Plan:
-    """A model, a new immutable endpoint config, the SLOs' alarms, and CreateEndpoint or a guarded UpdateEndpoint."""
+    """A model, a new immutable endpoint config, the SLOs' alarms, and CreateEndpoint or a guarded UpdateEndpoint.
+
+    With ``shadow_percent`` the config keeps the live variant and mirrors its requests to the new version.
+    """
     config = stamped(f"{endpoint}-v{version.label.rsplit('/', 1)[-1]}", now)
     tagged = tags(foundation.project, endpoint=endpoint, model_version=version.label)
+    shadowed = live if spec.shadow_percent else None
     container = {
         "Image": spec.image or version.image,
         **model_data(version.model_uri),
@@ -429,6 +445,12 @@ def deploy(
         "ProductionVariants": [variant],
         "Tags": tagged,
     }
+    if shadowed and spec.shadow_percent:
+        weight = shadowed.variant.get("InitialVariantWeight", 1.0) * spec.shadow_percent / 100
+        config_params["ProductionVariants"] = [dict(shadowed.variant)]
+        config_params["ShadowProductionVariants"] = [{**variant, "VariantName": SHADOW, "InitialVariantWeight": weight}]
+        # The version of a config is the one that answers.
+        config_params["Tags"] = tags(foundation.project, endpoint=endpoint, model_version=shadowed.version)
     if spec.capture_percent:
         config_params["DataCaptureConfig"] = {
             "EnableCapture": True,
@@ -473,7 +495,11 @@ def deploy(
         name=endpoint,
         requests=tuple(requests),
         dollars_per_hour=dollars_per_hour(spec.instance_type, spec.instance_count),
-        notes=(f"config {config}; " + (f"rolls back to {live.config}" if live else "first deployment"),),
+        notes=(
+            f"config {config}; "
+            + (f"{version.label} gets copies of {spec.shadow_percent} % of the requests; " if shadowed else "")
+            + (f"rolls back to {live.config}" if live else "first deployment"),
+        ),
     )
 
 
@@ -501,21 +527,39 @@ def _remember(endpoint_arn: str, configs: Sequence[str]) -> Request:
 
 
 def _update(spec: ServeSpec, endpoint: str, config: str, alarms: tuple[str, ...]) -> dict[str, Any]:
-    routing: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0}
-    if spec.canary_percent and alarms:
-        routing = {
-            "Type": "CANARY",
-            "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": spec.canary_percent},
-            "WaitIntervalInSeconds": spec.canary_seconds,
+    # Nothing bakes that no alarm watches.
+    step, bake = (spec.step_seconds, spec.bake_seconds) if alarms else (0, 0)
+    # Start-up, steps and bakes all count; SageMaker takes 600 to 28,800 and gives up (and rolls back) after it.
+    limit = min(28_800, max(600, spec.startup_timeout_seconds + bake + 3600 + _steps(spec) * step))
+    deployment: dict[str, Any]
+    if spec.rolling_percent:
+        batch = {"Type": "CAPACITY_PERCENT", "Value": spec.rolling_percent}
+        rolling = {
+            "MaximumBatchSize": batch,
+            "WaitIntervalInSeconds": step,
+            "MaximumExecutionTimeoutInSeconds": limit,
         }
-    bake = spec.bake_seconds if alarms else 0
-    blue_green = {
-        "TrafficRoutingConfiguration": routing,
-        "TerminationWaitInSeconds": bake,
-        # Start-up, canary and bake all count; SageMaker takes 600 to 28,800 and gives up (and rolls back) after it.
-        "MaximumExecutionTimeoutInSeconds": min(28_800, max(600, spec.startup_timeout_seconds + bake + 3600)),
-    }
-    deployment: dict[str, Any] = {"BlueGreenUpdatePolicy": blue_green}
+        deployment = {"RollingUpdatePolicy": rolling}
+    else:
+        routing: dict[str, Any] = {"Type": "ALL_AT_ONCE", "WaitIntervalInSeconds": 0}
+        if spec.canary_percent and alarms:
+            routing = {
+                "Type": "CANARY",
+                "CanarySize": {"Type": "CAPACITY_PERCENT", "Value": spec.canary_percent},
+                "WaitIntervalInSeconds": spec.canary_seconds,
+            }
+        if spec.linear_percent and alarms:
+            routing = {
+                "Type": "LINEAR",
+                "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": spec.linear_percent},
+                "WaitIntervalInSeconds": step,
+            }
+        blue_green = {
+            "TrafficRoutingConfiguration": routing,
+            "TerminationWaitInSeconds": bake,
+            "MaximumExecutionTimeoutInSeconds": limit,
+        }
+        deployment = {"BlueGreenUpdatePolicy": blue_green}
     if alarms:
         deployment["AutoRollbackConfiguration"] = {"Alarms": [{"AlarmName": name} for name in alarms]}
     return {
@@ -526,6 +570,12 @@ def _update(spec: ServeSpec, endpoint: str, config: str, alarms: tuple[str, ...]
         "ExcludeRetainedVariantProperties": [{"VariantPropertyType": "DataCaptureConfig"}],
         "DeploymentConfig": deployment,
     }
+
+
+def _steps(spec: ServeSpec) -> int:
+    """How many steps of ``step_seconds`` a shift has."""
+    percent = spec.linear_percent or spec.rolling_percent
+    return -(-100 // percent) if percent else 0
 
 
 def alarm(

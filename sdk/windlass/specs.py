@@ -204,7 +204,12 @@ class ServeSpec(Spec):
         startup_timeout_seconds: how long the model may take to load before the health check fails (60 to 3600).
         canary_percent: share of traffic that meets the new version first; ``None`` shifts all at once.
         canary_seconds: how long the canary bakes before the rest follows.
-        bake_seconds: how long the old fleet waits after the shift, ready to take the traffic back (0 to 3600).
+        linear_percent: share of traffic that each step of a linear shift moves (10 to 50).
+        rolling_percent: share of the instances that is replaced at a time, their traffic with them (5 to 50).
+        step_seconds: how long each step of a linear or rolling shift bakes (0 to 3600).
+        shadow_percent: share of requests of which the new version gets a copy, while the version in service goes on answering.
+        bake_seconds: how long the old fleet waits after the shift, ready to take the traffic back (0 to 3600). A rolling shift
+            has none left by then.
         capture_percent: share of requests written to S3, where late labels find them; 0 turns it off.
     """
 
@@ -215,6 +220,10 @@ class ServeSpec(Spec):
     startup_timeout_seconds: int = Field(240, ge=60, le=3600)
     canary_percent: int | None = Field(None, ge=1, le=50)
     canary_seconds: int = Field(300, ge=0, le=3600)
+    linear_percent: int | None = Field(None, ge=10, le=50)
+    rolling_percent: int | None = Field(None, ge=5, le=50)
+    step_seconds: int = Field(300, ge=0, le=3600)
+    shadow_percent: int | None = Field(None, ge=1, le=100)
     bake_seconds: int = Field(300, ge=0, le=3600)
     capture_percent: int = Field(100, ge=0, le=100)
 
@@ -227,6 +236,19 @@ class ServeSpec(Spec):
     @classmethod
     def _image(cls, value: str | None) -> str | None:
         return check_image(value)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = ("canary_percent", "linear_percent", "rolling_percent", "shadow_percent")
+        if len(given := [way for way in ways if getattr(self, way)]) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one")
+        percent = self.linear_percent or self.rolling_percent
+        # SageMaker ends a deployment after 28,800 s at the latest; an hour of them is left for the servers to start.
+        if percent and (baking := -(-100 // percent) * self.step_seconds + self.bake_seconds) > 25_200:
+            raise ValueError(
+                f"{-(-100 // percent)} steps of step_seconds={self.step_seconds} bake {baking} s; at most 25200 fit"
+            )
+        return self
 
 
 def check_name(value: str, where: str) -> str:

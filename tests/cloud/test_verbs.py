@@ -311,6 +311,41 @@ def left_of(rig: Rig, endpoint: str) -> list[str]:
     return names + [alarm["AlarmName"] for alarm in alarms]
 
 
+def test_a_shadow_sees_the_traffic_and_changes_no_answer(project: Project, name: str, rig: Rig) -> None:
+    with pytest.raises(InvalidInput, match=f"no endpoint '{name}' to shadow"):
+        wl.deploy(project.bad, name, shadow_percent=100)
+    first = wl.deploy(project.good, name)
+    with pytest.raises(InvalidInput, match="a shadow's answers are dropped"):
+        wl.deploy(project.bad, name, shadow_percent=100, slos=[wl.Slo.accuracy(0.9)])
+
+    # When a worse version runs in the shadow of a good one
+    shadowed = wl.deploy(project.bad, name, shadow_percent=100)
+    predictions = ask(shadowed, range(10))
+
+    # Then the good one answers, and is the one that labels judge
+    assert [p.output["label"] for p in predictions] == list(range(10))
+    assert shadowed.model_version == project.good.name
+    shadowed.label_many((p.inference_id, number) for number, p in enumerate(predictions))
+    found = judged(shadowed, 10)
+    assert sum(q.samples * q.accuracy for q in found) == pytest.approx(10)
+    assert {q.model_version for q in found} == {project.good.name}
+    [shown] = rig.client("sagemaker").describe_endpoint(EndpointName=name)["ShadowProductionVariants"]
+    assert (shown["VariantName"], shown["CurrentInstanceCount"]) == ("shadow", 1)
+
+    # And a rollback takes the shadow away
+    back = shadowed.rollback()
+    assert isinstance(back, wl.Endpoint)
+    assert back.config == first.config
+
+
+def test_a_rolling_deploy_replaces_the_version(project: Project, name: str) -> None:
+    wl.deploy(project.good, name)
+
+    rolled = wl.deploy(project.bad, name, rolling_percent=50)
+
+    assert (rolled.status, rolled.model_version) == ("InService", project.bad.name)
+
+
 def test_a_rollback_by_hand_goes_back_step_by_step_and_never_twice_to_one_config(project: Project, name: str) -> None:
     configs = [wl.deploy(version, name).config for version in (project.good, project.bad, project.good)]
     endpoint = wl.Endpoint.from_name(name)

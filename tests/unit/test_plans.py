@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import botocore.session
@@ -46,6 +46,17 @@ def deploy(live: plans.Live | None = None, **options: object) -> plans.Plan:
 
 
 LIVE = plans.Live("arn:aws:sagemaker:us-east-1:123456789012:endpoint/digits", "digits-v1-x", ("digits-v0-x",))
+SHADOWED = replace(
+    LIVE,
+    version="digits/1",
+    variant={
+        "VariantName": "primary",
+        "ModelName": "digits-v1-x",
+        "InitialInstanceCount": 3,
+        "InstanceType": "ml.m5.large",
+        "InitialVariantWeight": 2.0,
+    },
+)
 
 
 def requests(plan: plans.Plan, operation: str) -> list[dict]:
@@ -60,9 +71,12 @@ def requests(plan: plans.Plan, operation: str) -> list[dict]:
         deploy(),
         deploy(LIVE),
         deploy(LIVE, canary_percent=10),
+        deploy(LIVE, linear_percent=25, step_seconds=60),
+        deploy(LIVE, rolling_percent=50),
+        deploy(SHADOWED, shadow_percent=50),
         plans.rollback(ServeSpec(), endpoint="digits", live=LIVE),
     ],
-    ids=["train", "train-text", "create", "update", "canary", "rollback"],
+    ids=["train", "train-text", "create", "update", "canary", "linear", "rolling", "shadow", "rollback"],
 )
 def test_every_request_is_one_that_botocore_accepts(plan: plans.Plan) -> None:
     session = botocore.session.get_session()
@@ -159,6 +173,39 @@ def test_an_update_without_alarms_does_not_bake() -> None:
     (update,) = requests(plan, "update_endpoint")
     assert update["DeploymentConfig"]["BlueGreenUpdatePolicy"]["TerminationWaitInSeconds"] == 0
     assert "AutoRollbackConfiguration" not in update["DeploymentConfig"]
+
+
+def test_a_linear_shift_bakes_each_step() -> None:
+    (update,) = requests(deploy(LIVE, linear_percent=25, step_seconds=900, bake_seconds=60), "update_endpoint")
+    policy = update["DeploymentConfig"]["BlueGreenUpdatePolicy"]
+    assert policy["TrafficRoutingConfiguration"] == {
+        "Type": "LINEAR",
+        "LinearStepSize": {"Type": "CAPACITY_PERCENT", "Value": 25},
+        "WaitIntervalInSeconds": 900,
+    }
+    assert policy["MaximumExecutionTimeoutInSeconds"] > 4 * 900 + 60
+
+
+def test_a_rolling_shift_replaces_a_share_of_the_instances_at_a_time() -> None:
+    (update,) = requests(deploy(LIVE, rolling_percent=20, step_seconds=120), "update_endpoint")
+    deployment = update["DeploymentConfig"]
+    assert "BlueGreenUpdatePolicy" not in deployment
+    assert deployment["RollingUpdatePolicy"]["MaximumBatchSize"] == {"Type": "CAPACITY_PERCENT", "Value": 20}
+    assert deployment["RollingUpdatePolicy"]["WaitIntervalInSeconds"] == 120
+    assert len(deployment["AutoRollbackConfiguration"]["Alarms"]) == 3
+
+
+def test_a_shadow_runs_beside_the_live_variant_and_leaves_its_version_in_place() -> None:
+    plan = deploy(SHADOWED, shadow_percent=25)
+    (config,) = requests(plan, "create_endpoint_config")
+    (model,) = requests(plan, "create_model")
+    assert config["ProductionVariants"] == [SHADOWED.variant]
+    (shadow,) = config["ShadowProductionVariants"]
+    assert shadow["VariantName"] == "shadow"
+    assert shadow["ModelName"] == model["ModelName"] != "digits-v1-x"
+    assert shadow["InitialVariantWeight"] == 0.5  # a quarter of the live variant's
+    assert {"Key": "windlass:model-version", "Value": "digits/1"} in config["Tags"]
+    assert "copies of 25 % of the requests" in plan.notes[0]
 
 
 def test_history_remembers_the_last_configs_within_one_tag() -> None:

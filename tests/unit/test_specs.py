@@ -72,7 +72,16 @@ def test_names_that_sagemaker_refuses(name: str) -> None:
         check_name(name, "Deploying")
 
 
+def test_traffic_shifts_in_one_way() -> None:
+    with pytest.raises(InvalidInput, match="canary_percent and rolling_percent exclude each other"):
+        ServeSpec.check("Deploying", canary_percent=10, rolling_percent=10)
+    with pytest.raises(InvalidInput, match="20 steps of step_seconds=3600 bake"):
+        ServeSpec.check("Deploying", rolling_percent=5, step_seconds=3600)
+
+
 def test_serving_limits_are_sagemakers() -> None:
+    with pytest.raises(InvalidInput, match="linear_percent=5"):
+        ServeSpec.check("Deploying", linear_percent=5)
     with pytest.raises(InvalidInput, match="canary_percent=60"):
         ServeSpec.check("Deploying", canary_percent=60)
     with pytest.raises(InvalidInput, match="bake_seconds=4000"):

@@ -229,6 +229,12 @@ def deploy(
         int | None, typer.Option("--bake", help="Seconds the old fleet stays ready after the shift.")
     ] = None,
     canary: Annotated[int | None, typer.Option("--canary", help="Percent of traffic that goes first.")] = None,
+    linear: Annotated[int | None, typer.Option("--linear", help="Percent of traffic that each step moves.")] = None,
+    rolling: Annotated[int | None, typer.Option("--rolling", help="Percent of instances replaced at a time.")] = None,
+    step: Annotated[int | None, typer.Option("--step", help="Seconds each linear or rolling step bakes.")] = None,
+    shadow: Annotated[
+        int | None, typer.Option("--shadow", help="Percent of requests copied to it; the live version answers on.")
+    ] = None,
     policy: PolicyFile = None,
     project: Project = "windlass",
     wait: Wait = True,
@@ -240,7 +246,14 @@ def deploy(
     import windlass as wl
 
     options = _given(
-        instance_type=instance_type, instance_count=instance_count, bake_seconds=bake, canary_percent=canary
+        instance_type=instance_type,
+        instance_count=instance_count,
+        bake_seconds=bake,
+        canary_percent=canary,
+        linear_percent=linear,
+        rolling_percent=rolling,
+        step_seconds=step,
+        shadow_percent=shadow,
     )
     common: dict[str, Any] = {"slos": _slos(slo, period), "policy": _policy(policy), "project": project, **options}
     if dry_run:
