@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-FOREIGN := $(VENV)/foreign/awscli/.installed $(VENV)/foreign/sagemaker/.installed $(VENV)/foreign/toolkits/.installed
+FOREIGN := $(foreach name,awscli sagemaker toolkits generators,$(VENV)/foreign/$(name)/.installed)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -24,20 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 foreign: $(FOREIGN) ## Install the AWS CLI, the official SageMaker SDK and AWS's inference toolkits, which some tests run
 
-# Each in an environment of its own, as their dependencies would fight with ours.
+# Each in an environment of its own, as their dependencies would fight with ours. Some see the packages of .venv as well (torch,
+# for one), after their own.
 $(VENV)/foreign/%/.installed: tests/conformance/%.txt | $(STAMP)
 	@rm -rf $(@D)
 	$(BIN)/python -m venv --without-pip $(@D)
 	$(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --only-binary :all: --requirement $<
-	@touch $@
-
-# AWS's inference toolkits see torch, NumPy and SciPy of .venv: what they have themselves comes first.
-$(VENV)/foreign/toolkits/.installed: tests/conformance/toolkits.txt | $(STAMP)
-	@rm -rf $(@D)
-	$(BIN)/python -m venv --without-pip $(@D)
-	$(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --only-binary :all: --requirement $<
-	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	  $(BIN)/python -c "$$site" > "$$($(@D)/bin/python -c "$$site")/windlass.pth"
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; if grep -q '^# Sees .venv' $<; then \
+	  $(BIN)/python -c "$$site" > "$$($(@D)/bin/python -c "$$site")/windlass.pth"; fi
 	@touch $@
 
 demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine

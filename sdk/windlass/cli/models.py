@@ -131,3 +131,38 @@ def diff(before: Folder, after: Folder) -> None:
     changed = artifact.diff(*manifests)
     typer.echo(str(changed) if changed else "no difference")
     show.hint(f"windlass model verify {after}")
+
+
+def openapi(
+    what: Annotated[str, typer.Argument(help="A version, as in digits/3; or a folder with a bundle.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write; by default it is printed.")
+    ] = None,
+    endpoint: Annotated[str, typer.Option("--endpoint", help="Describe this endpoint of the SageMaker runtime.")] = "",
+    region: Annotated[str, typer.Option("--region", help="Of the endpoint.")] = "",
+    project: Project = "windlass",
+) -> None:
+    """Write the model's API as OpenAPI 3.1, from which other languages' generators make a typed client."""
+    import json
+
+    from windlass import artifact
+    from windlass.errors import NotFound
+    from windlass.registry import ModelVersion
+    from windlass.runtime.openapi import document
+
+    if (folder := Path(what)).is_dir():
+        manifest, title = artifact.read_manifest(folder), folder.resolve().name
+        if manifest is None:
+            raise NotFound(f"there is no {artifact.MANIFEST} in {folder}", where="Writing an OpenAPI page")
+        version = manifest.digest.removeprefix("sha256:")[:12]
+    else:
+        found = ModelVersion.from_name(what, project=project)
+        manifest, title, version = found.manifest, found.model, str(found.version)
+    text = json.dumps(
+        document(manifest.signature, title=title, version=version, endpoint=endpoint, region=region), indent=1
+    )
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text + "\n", encoding="utf-8")
+    show.hint(f"npx openapi-typescript {out or 'openapi.json'} -o {title}.ts")

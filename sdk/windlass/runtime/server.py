@@ -6,6 +6,7 @@
     POST /invocations   the hooks' answer; 4xx what the caller did wrong, 500 with the traceback what the model did; 503 with
                         Retry-After when the queue is full; chunk by chunk when a hook gives a generator
     GET  /metrics       counts and times in Prometheus' text format
+    GET  /openapi.json  these routes with the types of the signature, see `openapi`
 
 With SAGEMAKER_MULTI_MODEL=true it starts without a model and serves those that it is told to load: see `models`.
 
@@ -48,6 +49,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from windlass.runtime import codecs, models
@@ -190,6 +192,10 @@ class App:
                 await self._ping(send)
                 return
             reply = Reply(b"use GET.\n", status=405, headers=[("allow", "GET")])
+        elif path == "/openapi.json" and method == "GET":
+            page = await asyncio.to_thread(_openapi, self._settings.model_dir)
+            await self._send(send, Reply(page, codecs.JSON))
+            return
         elif path == "/metrics" and method == "GET":
             await self._send(send, Reply(self._metrics_text().encode(), "text/plain; version=0.0.4; charset=utf-8"))
             return
@@ -204,7 +210,8 @@ class App:
             reply = models.refusal(405, "use POST.", ("allow", "POST"))
         else:
             paths = "/models, POST /models/{name}/invoke" if self._settings.multi_model else "POST /invocations"
-            reply = Reply(f"not found. The paths are GET /ping, {paths} and GET /metrics.\n".encode(), status=404)
+            known = f"GET /ping, {paths}, GET /metrics and GET /openapi.json"
+            reply = Reply(f"not found. The paths are {known}.\n".encode(), status=404)
         self._log.event("request", method=method, path=path, status=reply.status, ms=0.0, inference_id=None)
         await self._send(send, reply)
 
@@ -405,6 +412,20 @@ class App:
             answer.error = stream.error
             return
         await send({"type": "http.response.body", "body": b""})
+
+
+def _openapi(model_dir: Path) -> bytes:
+    """The page as JSON. What it needs is imported here: most servers are never asked."""
+    from windlass import artifact
+    from windlass.errors import InvalidInput
+    from windlass.runtime import openapi
+
+    try:
+        manifest = artifact.read_manifest(model_dir) if (model_dir / artifact.MANIFEST).exists() else None
+    except InvalidInput:
+        manifest = None  # the workers have said it, and do not load
+    version = manifest.digest.removeprefix("sha256:")[:12] if manifest else "1"
+    return json.dumps(openapi.document(manifest.signature if manifest else None, version=version)).encode()
 
 
 class _Unavailable(Exception):

@@ -108,6 +108,8 @@ def test_any_header_is_parsed_or_refused(header: str) -> None:
         (b"", JSON, 400, "malformed JSON: Expecting value: line 1 column 1"),
         (b"[1,", JSON, 400, "malformed JSON"),
         (b"[NaN]", JSON, 400, "NaN is not a JSON value"),
+        (b"[[1, -1e999]]", JSON, 400, "larger than 64-bit floating point holds"),
+        (b"[1" + b"0" * 400 + b".0]", JSON, 400, "larger than 64-bit floating point holds"),
         (b"[" * 100_000, JSON, 400, "nested too deeply"),
         (b"[" + b"9" * 5000 + b"]", JSON, 400, "malformed JSON"),
         (b"", CSV, 400, "empty"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MAX_UNPACKED_BYTES = 256 << 20
 
 _NPY_HEADER_BYTES = 10_000  # numpy's own limit: the header is a Python literal, and long ones are slow to parse
+_HUGE = re.compile(r"[0-9][eE]\+?[0-9]{3}|[0-9]{309}")
 _NPY_DTYPE = re.compile(r"[<>|=]?(b1|[iufc]\d{1,2}|U[1-9]\d{0,6})")
 
 # --- in
@@ -35,11 +36,16 @@ def read_json(body: str) -> Any:
         raise Refused(400, f"malformed JSON: {constant} is not a JSON value. Send null or leave it out.")
 
     try:
-        return json.loads(body, parse_constant=refuse)
+        value = json.loads(body, parse_constant=refuse)
+        # Python reads 1e999 as an infinity, which JSON has not. It takes an exponent, or 309 digits.
+        overflown = _HUGE.search(body) is not None and any(True for _ in _non_finite(value, ""))
     except RecursionError as error:
         raise Refused(400, "malformed JSON: nested too deeply.") from error
     except ValueError as error:  # JSONDecodeError, and integers of more digits than Python converts
         raise Refused(400, f"malformed JSON: {error}.") from error
+    if overflown:
+        raise Refused(400, "malformed JSON: a number is larger than 64-bit floating point holds.")
+    return value
 
 
 def read_json_lines(body: str, inputs: Sequence[Tensor]) -> Any:
