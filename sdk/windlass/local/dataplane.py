@@ -42,6 +42,25 @@ LOG_GROUP = "/aws/sagemaker/Endpoints"
 _PATH = re.compile(r"/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)")
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/([a-z0-9-]+)/")
 _PREFIX = "HTTP_X_AMZN_SAGEMAKER_"
+_HEADERS = {
+    "CustomAttributes": "CUSTOM_ATTRIBUTES",
+    "InferenceId": "INFERENCE_ID",
+    "TargetVariant": "TARGET_VARIANT",
+    "TargetModel": "TARGET_MODEL",
+    "TargetContainerHostname": "TARGET_CONTAINER_HOSTNAME",
+    "InferenceComponentName": "INFERENCE_COMPONENT",
+    "EnableExplanations": "ENABLE_EXPLANATIONS",
+    "SessionId": "SESSION_ID",
+}
+# What no endpoint here can have. Answering as if it had not been asked for would be a false success.
+_REFUSED = {
+    "TargetContainerHostname": "Endpoint {} is not a multi-container endpoint and does not support target container hostname "
+    "header.",
+    "InferenceComponentName": "Inference Component Name header is not allowed for endpoints to which you dont plan to deploy "
+    "inference components. Please remove the Inference Component Name header and try again.",
+    "EnableExplanations": "Endpoint {} has no ExplainerConfig and does not support enable explanations header.",
+    "SessionId": "The local cloud does not implement stateful sessions (SessionId) yet.",
+}
 _ASYNC_HEADERS = {
     "ContentType": "CONTENT_TYPE",
     "Accept": "ACCEPT",
@@ -147,17 +166,21 @@ class DataPlane:
         if kind == "async-invocations":
             return self.enqueue(region, name, environ, body)
         streaming = kind == "invocations-response-stream"
+        try:
+            asked = _request(name, environ, streaming)
+        except Fault as fault:
+            return _refusal("ValidationError", fault.message)
         return self.invoke(
             Invocation(
                 region=region,
                 endpoint=name,
                 body=body,
-                content_type=environ.get("CONTENT_TYPE") or None,
-                accept=environ.get(f"{_PREFIX}ACCEPT" if streaming else "HTTP_ACCEPT"),
-                custom_attributes=environ.get(f"{_PREFIX}CUSTOM_ATTRIBUTES"),
-                inference_id=environ.get(f"{_PREFIX}INFERENCE_ID"),
-                target_variant=environ.get(f"{_PREFIX}TARGET_VARIANT"),
-                target_model=environ.get(f"{_PREFIX}TARGET_MODEL"),
+                content_type=asked.get("ContentType"),
+                accept=asked.get("Accept"),
+                custom_attributes=asked.get("CustomAttributes"),
+                inference_id=asked.get("InferenceId"),
+                target_variant=asked.get("TargetVariant"),
+                target_model=asked.get("TargetModel"),
                 streaming=streaming,
             )
         )
@@ -217,6 +240,8 @@ class DataPlane:
         except LookupError:
             if wanted and endpoint.router.serving:
                 return _refusal("ValidationError", f"Variant {wanted} not found for Endpoint {name}.")
+            if endpoint.router.serving:
+                return _refusal("ValidationError", f"No production variant of Endpoint {name} has a weight above 0.")
             return _not_found(name)
         if isinstance(reply, str):
             return _model_error(invocation, 0, reply, instance.stream)
@@ -334,6 +359,24 @@ class DataPlane:
                 fleet.release(instance)
 
         return answer
+
+
+def _request(name: str, environ: Mapping[str, Any], streaming: bool) -> dict[str, str]:
+    """The members of an invocation, but for its body, as the service model names them. Raises Fault for what breaks it."""
+    asked = {"EndpointName": name}
+    asked |= {member: environ[key] for member, header in _HEADERS.items() if (key := _PREFIX + header) in environ}
+    if content_type := environ.get("CONTENT_TYPE"):
+        asked["ContentType"] = content_type
+    if accept := environ.get(f"{_PREFIX}ACCEPT" if streaming else "HTTP_ACCEPT"):
+        asked["Accept"] = accept
+    operation = "InvokeEndpointWithResponseStream" if streaming else "InvokeEndpoint"
+    validation.check(
+        "sagemaker-runtime", operation, {**asked, "Body": b""}
+    )  # any body fits; its size is checked elsewhere
+    for member, message in _REFUSED.items():
+        if member in asked:
+            raise Fault("ValidationError", message.format(name))
+    return asked
 
 
 def _async_request(name: str, environ: Mapping[str, Any], body: bytes) -> dict[str, Any]:

@@ -161,6 +161,8 @@ class Hosting:
 
     def update_endpoint_weights_and_capacities(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
         wanted = {each["VariantName"]: each for each in request["DesiredWeightsAndCapacities"]}
+        if len(wanted) < len(request["DesiredWeightsAndCapacities"]):
+            raise Fault("ValidationException", "DesiredWeightsAndCapacities names a variant more than once.")
         with self._deployments.changed:
             endpoint = self._deployments.endpoint(region, request["EndpointName"])
             live = self._deployments.settled(endpoint)

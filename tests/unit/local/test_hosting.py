@@ -335,6 +335,41 @@ def test_a_deleted_endpoint_is_gone(cloud: Cloud) -> None:
             "ValidationError",
             "not a multi-model endpoint",
         ),
+        (
+            {"HTTP_X_AMZN_SAGEMAKER_INFERENCE_COMPONENT": "copy"},
+            b"x",
+            400,
+            "ValidationError",
+            "Inference Component Name header is not allowed",
+        ),
+        (
+            {"HTTP_X_AMZN_SAGEMAKER_TARGET_CONTAINER_HOSTNAME": "second"},
+            b"x",
+            400,
+            "ValidationError",
+            "does not support target container hostname header",
+        ),
+        (
+            {"HTTP_X_AMZN_SAGEMAKER_SESSION_ID": "NEW_SESSION"},
+            b"x",
+            400,
+            "ValidationError",
+            "does not implement stateful sessions",
+        ),
+        (
+            {"HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID": "i" * 65},
+            b"x",
+            400,
+            "ValidationError",
+            "at 'inferenceId' failed to satisfy constraint: Member must have length less than or equal to 64",
+        ),
+        (
+            {"HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES": "a" * 1025},
+            b"x",
+            400,
+            "ValidationError",
+            "at 'customAttributes' failed to satisfy constraint: Member must have length less than or equal to 1024",
+        ),
         ({}, b"x" * (6 * 2**20 + 1), 413, None, "HTTP content length exceeded 6291456 bytes."),
     ],
 )
@@ -356,6 +391,18 @@ def test_errors_of_the_data_plane_are_those_of_aws(
             f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:/aws/sagemaker/Endpoints/digits:"
         )
         assert error["Message"].startswith("Received server error (500) from primary with message ")
+
+
+def test_an_endpoint_without_any_weight_says_so(cloud: Cloud) -> None:
+    make_model(cloud, "v1")
+    make_config(cloud, "v1", variant("v1", InitialVariantWeight=0))
+    start(cloud, "v1")
+
+    status, headers, body = invoke(cloud)
+
+    assert (status, headers["x-amzn-ErrorType"]) == (400, "ValidationError")
+    assert b"No production variant of Endpoint digits has a weight above 0." in body
+    assert invoke(cloud, HTTP_X_AMZN_SAGEMAKER_TARGET_VARIANT="main")[2] == b"v1"
 
 
 def test_a_script_that_raises_fails_the_endpoint_with_its_traceback(cloud: Cloud) -> None:
