@@ -107,6 +107,17 @@ def track(scaled: Scaled, target: float = 100, **config: Any) -> list[str]:
     return [alarm["AlarmName"] for alarm in answer["Alarms"]]
 
 
+def test_concurrency_is_tracked_at_ten_seconds(scaled: Scaled) -> None:
+    kind = "SageMakerVariantConcurrentRequestsPerModelHighResolution"
+    names = track(scaled, 5, PredefinedMetricSpecification={"PredefinedMetricType": kind})
+
+    found = scaled.cloud.client("cloudwatch").describe_alarms(AlarmNames=names)["MetricAlarms"]
+
+    assert {(alarm["MetricName"], alarm["Statistic"], alarm["Period"]) for alarm in found} == {
+        ("ConcurrentRequestsPerModel", "Maximum", 10)
+    }
+
+
 def test_target_tracking_goes_out_and_in(scaled: Scaled) -> None:
     names = track(scaled, ScaleOutCooldown=120, ScaleInCooldown=180)
     found = scaled.cloud.client("cloudwatch").describe_alarms(AlarmNames=names)["MetricAlarms"]
