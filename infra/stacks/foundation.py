@@ -71,6 +71,7 @@ class FoundationStack(cdk.Stack):
         key = self._key()
         bucket = self._bucket(key)
         role = self._execution_role(key, bucket)
+        deployer = self._deployer_role(key, bucket, role)
         topic = self._alert_topic(key)
         group = sagemaker.CfnModelPackageGroup(
             self,
@@ -85,6 +86,12 @@ class FoundationStack(cdk.Stack):
             topic_arn=topic.topic_arn,
             model_package_group=group.model_package_group_name,
         )
+        cdk.CfnOutput(
+            self,
+            "DeployerRoleOutput",
+            value=deployer.role_arn,
+            description="Assume it to train, register, deploy and watch: all that the SDK's verbs need, and no more",
+        ).override_logical_id("DeployerRoleArn")
         # The resources alone: a stack's own tags cannot hold a parameter.
         cdk.Tags.of(self).add("windlass:project", self.project, exclude_resource_types=["aws:cdk:stack"])
         self._fix_logical_ids()
@@ -228,6 +235,150 @@ class FoundationStack(cdk.Stack):
                 ),
                 "AwsSolutions-IAM5[Resource::*]": "PutMetricData and GetAuthorizationToken know no resources; the"
                 " former is held to two namespaces.",
+            },
+        )
+        return role
+
+    def _deployer_role(self, key: kms.Key, bucket: s3.Bucket, execution_role: iam.Role) -> iam.Role:
+        """What people and pipelines assume to use the SDK. It cannot change the foundation, nor any other role."""
+
+        def arns(
+            service: str, *resources: str, arn_format: cdk.ArnFormat = cdk.ArnFormat.SLASH_RESOURCE_NAME
+        ) -> list[str]:
+            return [
+                self.format_arn(service=service, resource=resource, resource_name="*", arn_format=arn_format)
+                for resource in resources
+            ]
+
+        logs = self.format_arn(
+            service="logs",
+            resource="log-group",
+            resource_name="/aws/sagemaker/*",
+            arn_format=cdk.ArnFormat.COLON_RESOURCE_NAME,
+        )
+        contract = self.format_arn(
+            service="ssm", resource="parameter", resource_name=f"windlass/{self.project}/contract"
+        )
+        statements = [
+            iam.PolicyStatement(
+                sid="Objects",
+                actions=["s3:AbortMultipartUpload", "s3:GetObject", "s3:ListMultipartUploadParts", "s3:PutObject"],
+                resources=[bucket.arn_for_objects("*")],
+            ),
+            iam.PolicyStatement(
+                sid="ArtifactBucket", actions=["s3:GetBucketLocation", "s3:ListBucket"], resources=[bucket.bucket_arn]
+            ),
+            iam.PolicyStatement(
+                sid="ArtifactKey",
+                actions=["kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey"],
+                resources=[key.key_arn],
+            ),
+            iam.PolicyStatement(sid="Contract", actions=["ssm:GetParameter"], resources=[contract]),
+            iam.PolicyStatement(
+                sid="Jobs",
+                actions=[f"sagemaker:{verb}TrainingJob" for verb in ("Create", "Describe", "Stop")],
+                resources=arns("sagemaker", "training-job"),
+            ),
+            iam.PolicyStatement(
+                sid="Registry",
+                actions=[
+                    "sagemaker:CreateModelPackage",
+                    "sagemaker:CreateModelPackageGroup",
+                    "sagemaker:DeleteModelPackage",
+                    "sagemaker:DescribeModelPackage",
+                    "sagemaker:DescribeModelPackageGroup",
+                    "sagemaker:UpdateModelPackage",
+                ],
+                resources=arns("sagemaker", "model-package", "model-package-group"),
+            ),
+            iam.PolicyStatement(
+                sid="Endpoints",
+                actions=[
+                    *(f"sagemaker:{verb}Model" for verb in ("Create", "Delete", "Describe")),
+                    *(f"sagemaker:{verb}EndpointConfig" for verb in ("Create", "Delete", "Describe")),
+                    *(f"sagemaker:{verb}Endpoint" for verb in ("Create", "Delete", "Describe", "Invoke", "Update")),
+                    "sagemaker:UpdateEndpointWeightsAndCapacities",
+                ],
+                resources=arns("sagemaker", "model", "endpoint-config", "endpoint"),
+            ),
+            iam.PolicyStatement(
+                sid="Tags",
+                actions=["sagemaker:AddTags", "sagemaker:DeleteTags", "sagemaker:ListTags"],
+                resources=arns(
+                    "sagemaker",
+                    "endpoint",
+                    "endpoint-config",
+                    "model",
+                    "model-package",
+                    "model-package-group",
+                    "training-job",
+                ),
+            ),
+            iam.PolicyStatement(
+                sid="Lists",
+                actions=[
+                    "cloudwatch:GetMetricData",
+                    "cloudwatch:GetMetricStatistics",
+                    "cloudwatch:ListMetrics",
+                    "sagemaker:ListEndpointConfigs",
+                    "sagemaker:ListEndpoints",
+                    "sagemaker:ListModelPackageGroups",
+                    "sagemaker:ListModelPackages",
+                    "sagemaker:ListModels",
+                    "sagemaker:ListTrainingJobs",
+                ],
+                resources=["*"],
+            ),
+            iam.PolicyStatement(
+                sid="PassExecutionRole",
+                actions=["iam:PassRole"],
+                resources=[execution_role.role_arn],
+                conditions={"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}},
+            ),
+            iam.PolicyStatement(
+                sid="Alarms",
+                actions=["cloudwatch:DeleteAlarms", "cloudwatch:DescribeAlarms", "cloudwatch:PutMetricAlarm"],
+                resources=arns("cloudwatch", "alarm", arn_format=cdk.ArnFormat.COLON_RESOURCE_NAME),
+            ),
+            iam.PolicyStatement(
+                sid="Metrics",
+                actions=["cloudwatch:PutMetricData"],
+                resources=["*"],
+                conditions={"StringEquals": {"cloudwatch:namespace": METRIC_NAMESPACE}},
+            ),
+            iam.PolicyStatement(
+                sid="Logs",
+                actions=["logs:DescribeLogStreams", "logs:FilterLogEvents", "logs:GetLogEvents"],
+                resources=[logs],
+            ),
+        ]
+        role = iam.Role(
+            self,
+            "DeployerRole",
+            description=f"What those assume who train, register and deploy for the Windlass project {self.project}",
+            assumed_by=iam.AccountRootPrincipal(),
+            inline_policies={"windlass": iam.PolicyDocument(statements=statements)},
+        )
+        kinds = ("endpoint", "endpoint-config", "model", "model-package", "model-package-group", "training-job")
+        scope = "arn:<AWS::Partition>:{}:<AWS::Region>:<AWS::AccountId>:{}"
+        acknowledge(
+            role,
+            {
+                "AwsSolutions-IAM5[Resource::<ArtifactBucket.Arn>/*]": "The SDK's own bucket, whose keys it chooses.",
+                "AwsSolutions-IAM5[Resource::*]": "Lists and PutMetricData know no resources; the latter is held to one"
+                " namespace.",
+                f"AwsSolutions-IAM5[Resource::{scope.format('logs', 'log-group:/aws/sagemaker/*')}]": (
+                    "Read only; SageMaker names the log groups, one for each endpoint."
+                ),
+                f"AwsSolutions-IAM5[Resource::{scope.format('cloudwatch', 'alarm:*')}]": (
+                    "An endpoint's alarms are named after it, and endpoints have the names that users give."
+                ),
+            }
+            | {
+                f"AwsSolutions-IAM5[Resource::{scope.format('sagemaker', f'{kind}/*')}]": (
+                    "Runs, versions and endpoints have the names that users give."
+                )
+                for kind in kinds
             },
         )
         return role

@@ -74,10 +74,11 @@ def test_the_contract_names_what_there_is(deployed: Deployed) -> None:
     assert contract.metric_namespace == "Windlass"
 
 
-def test_the_outputs_are_the_contract(deployed: Deployed) -> None:
+def test_the_outputs_are_the_contract_and_who_may_use_it(deployed: Deployed) -> None:
     stack = deployed.client("cloudformation").describe_stacks(StackName=f"{deployed.project}-foundation")["Stacks"][0]
     assert {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]} == {
         "Bucket": deployed.contract.bucket,
+        "DeployerRoleArn": deployed.client("iam").get_role(RoleName=deployed.ids["DeployerRole"])["Role"]["Arn"],
         "KeyArn": deployed.contract.key_arn,
         "ModelPackageGroup": deployed.contract.model_package_group,
         "RoleArn": deployed.contract.role_arn,
@@ -143,6 +144,21 @@ def test_the_execution_role(deployed: Deployed) -> None:
     images = "arn:aws:ecr:us-east-1:763104351884:repository/"  # AWS's own account for its containers there
     assert all(resource.startswith(images) for resource in statements["AwsImages"]["Resource"])
     assert role["Tags"] == [{"Key": "windlass:project", "Value": deployed.project}]
+
+
+def test_the_deployer_role(deployed: Deployed) -> None:
+    iam, name = deployed.client("iam"), deployed.ids["DeployerRole"]
+    (trust,) = iam.get_role(RoleName=name)["Role"]["AssumeRolePolicyDocument"]["Statement"]
+    account = deployed.contract.key_arn.split(":")[4]
+    assert trust["Principal"] == {"AWS": f"arn:aws:iam::{account}:root"}
+    document = iam.get_role_policy(RoleName=name, PolicyName="windlass")["PolicyDocument"]
+    statements = {statement["Sid"]: statement for statement in document["Statement"]}
+    assert statements["PassExecutionRole"]["Resource"] == deployed.contract.role_arn
+    assert statements["PassExecutionRole"]["Condition"] == {
+        "StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}
+    }
+    assert statements["Contract"]["Resource"].endswith(f":parameter/windlass/{deployed.project}/contract")
+    assert [sid for sid, each in statements.items() if each["Resource"] == "*"] == ["Lists", "Metrics"]
 
 
 def test_the_topic_and_its_policy(deployed: Deployed) -> None:

@@ -27,8 +27,10 @@ from moto.cloudformation.responses import CloudFormationResponse
 from moto.cloudformation.utils import generate_changeset_id, generate_stack_id
 from moto.core.responses import ActionResult, EmptyResult
 
+from windlass.local import roles
 from windlass.local.faults import Fault
-from windlass.local.resources import Made, Refusal, ResourceType, Services, kind_of
+from windlass.local.iam import authorizer, principals
+from windlass.local.resources import ADMINISTRATOR, Made, Refusal, ResourceType, Services, kind_of
 from windlass.local.templates import Scope, Template, invalid
 
 _SETTLED = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
@@ -522,9 +524,22 @@ class Backend(moto_models.CloudFormationBackend):  # type: ignore[misc]
         paths = dict(urls.url_paths) | {"{0}/$": Response.dispatch}
         return SimpleNamespace(url_bases=urls.url_bases, url_paths=paths)
 
-    def services(self) -> Services:
-        """The services of this local cloud, at the address that the present request came to."""
-        return Services(flask.request.host_url, self.region_name, self.account_id)
+    def services(self, role_arn: str | None = None) -> Services:
+        """The services of this local cloud, at the address that the present request came to.
+
+        Args:
+            role_arn: whose permissions the calls take; by default the requester's own.
+        """
+        requester = authorizer.requester()
+        credentials = ADMINISTRATOR
+        if role_arn and roles.assumable(role_arn, "cloudformation.amazonaws.com"):
+            made = principals.credentials(role_arn, "AWSCloudFormation", self.region_name)
+            credentials = (made["AWS_ACCESS_KEY_ID"], made["AWS_SECRET_ACCESS_KEY"], made["AWS_SESSION_TOKEN"])
+        elif role_arn:
+            raise invalid(f"Role {role_arn} is invalid or cannot be assumed")
+        elif requester is not None and requester.access_key:
+            credentials = (requester.access_key, requester.secret, requester.token)
+        return Services(flask.request.host_url, self.region_name, self.account_id, credentials)
 
     def values(self, desired: Desired, services: Services | None = None) -> dict[str, Any]:
         """The template's parameters with their defaults, held against their constraints."""
@@ -614,7 +629,7 @@ class Backend(moto_models.CloudFormationBackend):  # type: ignore[misc]
         return Desired(parsed, values, dict(stack.tags) if tags is None and stack else dict(tags or {}))
 
     def _apply(self, stack: Stack, desired: Desired) -> None:
-        services = self.services()
+        services = self.services(stack.role_arn)
         gone = {export.name for export in stack.exports}
         stack.apply(desired, services)
         with self._lock:
@@ -652,7 +667,7 @@ class Backend(moto_models.CloudFormationBackend):  # type: ignore[misc]
         if stack.enable_termination_protection:
             raise invalid(f"Stack [{stack.name}] cannot be deleted while TerminationProtection is enabled")
         exports = {export.name for export in stack.exports}
-        stack.delete(self.services(), retain or set())
+        stack.delete(self.services(stack.role_arn), retain or set())
         if stack.status == "DELETE_COMPLETE":
             with self._lock:
                 self.deleted_stacks[stack.stack_id] = self.stacks.pop(stack.stack_id)

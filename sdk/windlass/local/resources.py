@@ -23,6 +23,8 @@ import botocore.session
 from botocore.config import Config
 from moto.cloudformation import parsing as moto_parsing
 
+from windlass.local.cloud import ROOT_ACCESS_KEY, ROOT_SECRET_KEY
+
 Properties = Mapping[str, Any]
 
 
@@ -43,6 +45,8 @@ class Made:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+ADMINISTRATOR = (ROOT_ACCESS_KEY, ROOT_SECRET_KEY, "")
+
 _lock = threading.Lock()
 _session: botocore.session.Session | None = None
 
@@ -54,10 +58,13 @@ class Services:
         url: where it answers.
         region: of the stack.
         account: of the stack.
+        credentials: access key, secret and session token of whom the calls are made for; by default the root's.
     """
 
-    def __init__(self, url: str, region: str, account: str) -> None:
+    def __init__(self, url: str, region: str, account: str, credentials: tuple[str, str, str] = ADMINISTRATOR) -> None:
         self.region, self.account = region, account
+        self.limited = credentials != ADMINISTRATOR
+        self._credentials = credentials
         self._url = url
         self._clients: dict[str, Any] = {}
 
@@ -67,11 +74,11 @@ class Services:
             raise AttributeError(service)
         with _lock:
             if service not in self._clients:
-                self._clients[service] = _client(service, self._url, self.region)
+                self._clients[service] = _client(service, self._url, self.region, self._credentials)
             return self._clients[service]
 
 
-def _client(service: str, url: str, region: str) -> Any:
+def _client(service: str, url: str, region: str, credentials: tuple[str, str, str]) -> Any:
     """Nothing of the user's AWS configuration reaches it: no profile, no credentials, no proxy."""
     global _session
     if _session is None:
@@ -85,8 +92,9 @@ def _client(service: str, url: str, region: str) -> Any:
         service,
         region_name=region,
         endpoint_url=url,
-        aws_access_key_id="windlass-local",
-        aws_secret_access_key="windlass-local",  # noqa: S106 (no secret: the local cloud checks none)
+        aws_access_key_id=credentials[0],
+        aws_secret_access_key=credentials[1],
+        aws_session_token=credentials[2] or None,
         config=config,
     )
 
@@ -640,6 +648,11 @@ class MotoType(ResourceType):
             _shielded(self.type, self._model.delete_from_cloudformation_json, made.physical_id, body, *where)
 
     def _call(self, method: str, services: Services, name: str, properties: Mapping[str, Any], **more: Any) -> Made:
+        if services.limited:
+            # moto's models go past the APIs, and so past their authorisation.
+            raise Refusal(
+                f"The local cloud cannot authorise {self.type}: with --enforce-iam only the root can create it"
+            )
         body = {"Type": self.type, "Properties": dict(properties)}
         names = {"new_resource_name": name} if more else {"resource_name": name}
         model = _shielded(

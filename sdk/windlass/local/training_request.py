@@ -158,7 +158,7 @@ def _check_channel(channel: Mapping[str, Any], request: Mapping[str, Any]) -> No
     uri = source["S3Uri"]
     try:
         found = storage.keys(containers.s3_uri(uri))
-    except storage.NoBucket:
+    except (storage.NoBucket, storage.Denied):
         found = []
     if not found:
         raise Fault(

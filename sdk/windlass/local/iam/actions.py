@@ -133,6 +133,7 @@ def needs(call: Call) -> list[Need]:
     if call.service == "s3":
         return list(_of_s3(call, context))
     action = f"{call.prefix}:{_action(call)}"
+    context = {key: value for key, value in context.items() if _knows(action, key)}
     return [
         *(Need(action, resource, context) for resource in _resources(call, action)),
         *_passed(call),
@@ -264,6 +265,16 @@ def _resources(call: Call, action: str) -> list[str]:
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 
+def _knows(action: str, key: str) -> bool:
+    """Whether AWS sets that condition key for the action: those of a service count only where the reference lists them."""
+    service, _, name = action.partition(":")
+    entry = _reference(service)[0].get(name.lower())
+    if entry is None or not key.startswith(f"{service}:"):
+        return True
+    listed = [*entry["conditionKeys"], *(known for kind in entry["resourceTypes"] for known in kind["conditionKeys"])]
+    return key in {known.lower() for known in listed}
+
+
 def _scoped(template: str, call: Call) -> str:
     for name, value in (("Partition", "aws"), ("Region", call.region), ("Account", ACCOUNT)):
         template = template.replace(f"${{{name}}}", value)
@@ -302,17 +313,17 @@ def _named(placeholder: str, call: Call) -> list[str]:
         value = members.get(alias.lower())
         texts = [str(each) for each in (value if isinstance(value, list) else [value]) if each not in (None, "")]
         if texts:
-            return [_last(call, alias, text) for text in texts]
+            return [_last(call, placeholder, alias, text) for text in texts]
     return []
 
 
-def _last(call: Call, member: str, text: str) -> str:
+def _last(call: Call, placeholder: str, member: str, text: str) -> str:
     """The part of a member's value that stands in the ARN."""
     if member in ("TopicArn", "Arn") or text.startswith("arn:"):
         return text.rpartition(":")[2].partition("/")[2] or text.rpartition(":")[2]
     if member == "QueueUrl":
         return text.rpartition("/")[2]
-    if member == "ModelPackageGroupName":
+    if placeholder == "ModelPackageName" and member == "ModelPackageGroupName":
         return f"{text.lower()}/*"  # a version whose number is not known yet
     if call.prefix == "sagemaker":
         return text.lower()  # as in the ARNs that it gives its resources
