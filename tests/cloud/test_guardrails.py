@@ -373,24 +373,25 @@ def test_a_model_server_that_is_killed_mid_update_costs_only_what_it_was_answeri
     assert killed[0] not in last
 
 
-def test_a_cloud_that_is_stopped_mid_update_comes_back_on_the_old_config(tmp_path: Path) -> None:
+def test_a_cloud_that_is_killed_mid_update_comes_back_on_the_old_config(tmp_path: Path) -> None:
     with LocalCloud.up(tmp_path, lifeline=True, speed=SPEED) as cloud:
         rig = Rig(env=cloud.env, cloud=cloud)
         furnish(rig)
-        endpoint = Endpoint(rig, "stopped")
+        endpoint = Endpoint(rig, "killed")
         with Load(rig, endpoint.name) as load:
             endpoint.update(blue_green("CANARY", wait=3600, CanarySize=size(COUNT, 1)))
             while not {"v1", "v2"} <= {each.version for each in load.answers}:
                 load.more(1)
         assert load.lost == []
         rig.close()
+        os.kill(cloud.pid, signal.SIGKILL)
 
     with LocalCloud.up(tmp_path, lifeline=True, speed=SPEED) as cloud:
         rig = Rig(env=cloud.env, cloud=cloud)
         sagemaker = rig.client("sagemaker")
         waiter = sagemaker.get_waiter("endpoint_in_service")
-        waiter.wait(EndpointName="stopped", WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-        with Load(rig, "stopped") as load:
+        waiter.wait(EndpointName="killed", WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        with Load(rig, "killed") as load:
             load.more(RATE)
         rig.close()
 

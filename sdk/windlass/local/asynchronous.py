@@ -31,8 +31,9 @@ from windlass.local.clock import Clock
 from windlass.local.database import Database
 from windlass.local.events import Undeliverable
 from windlass.local.faults import Fault
-from windlass.local.fleet import Fleet, Instance, NoCapacity, Reply, Unanswered
+from windlass.local.fleet import Fleet, NoCapacity
 from windlass.local.iam.authorizer import acting_as
+from windlass.local.instance import Instance, Reply, Unanswered
 from windlass.local.metric_store import Datum, Metric, MetricStore
 from windlass.local.router import Router
 

@@ -22,16 +22,8 @@ from windlass.local.capture import Capture, Exchange
 from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
-from windlass.local.fleet import (
-    PAYLOAD_LIMIT_BYTES,
-    Fleet,
-    FleetFailed,
-    Instance,
-    NoCapacity,
-    Reply,
-    Streamed,
-    Unanswered,
-)
+from windlass.local.fleet import Fleet, NoCapacity
+from windlass.local.instance import PAYLOAD_LIMIT_BYTES, FleetFailed, Instance, Reply, Streamed, Unanswered
 from windlass.local.metering import Meter, Sample
 from windlass.local.router import Router
 from windlass.local.serverless import Throttled

@@ -26,8 +26,9 @@ from windlass.local.dataplane import LOG_GROUP
 from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, instances_of, split, variants
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
-from windlass.local.fleet import Fleet, FleetFailed, VariantSpec
+from windlass.local.fleet import Fleet
 from windlass.local.iam.authorizer import as_role
+from windlass.local.instance import FleetFailed, VariantSpec
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
 from windlass.local.metric_store import Datum, Metric

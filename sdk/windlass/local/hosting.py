@@ -19,7 +19,7 @@ from windlass.local.dataplane import DataPlane
 from windlass.local.deployments import IN_PROGRESS, Deployed, Deployments, Endpoint
 from windlass.local.endpoint_configs import EndpointConfigs, arn_of, instances_of, kept, page_of, variants
 from windlass.local.faults import Fault
-from windlass.local.fleet import FAILURE_REASON_LENGTH
+from windlass.local.instance import FAILURE_REASON_LENGTH
 from windlass.local.metering import Meter
 from windlass.local.rollout import Policy, Rollout
 from windlass.local.serverless import ServerlessFleet, Settings

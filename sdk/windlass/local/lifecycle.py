@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from windlass.local import cloud as clouds
 from windlass.local.faults import Fault
-from windlass.local.fleet import last_traceback
 from windlass.local.iam.authorizer import acting_as
+from windlass.local.instance import last_traceback
 from windlass.local.listing import select
 from windlass.local.processes import Child
 

@@ -7,7 +7,8 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 
-from windlass.local.fleet import PAYLOAD_LIMIT_BYTES, Fleet, Instance
+from windlass.local.fleet import Fleet
+from windlass.local.instance import PAYLOAD_LIMIT_BYTES, Instance
 from windlass.local.split import Split
 
 Share = float | Mapping[str, float]

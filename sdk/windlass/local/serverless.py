@@ -22,14 +22,8 @@ from typing import Any
 
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
-from windlass.local.fleet import (
-    INVOCATION_TIMEOUT_SECONDS,
-    STOP_GRACE_SECONDS,
-    Fleet,
-    Instance,
-    LogSink,
-    VariantSpec,
-)
+from windlass.local.fleet import Fleet
+from windlass.local.instance import INVOCATION_TIMEOUT_SECONDS, STOP_GRACE_SECONDS, Instance, LogSink, VariantSpec
 from windlass.local.processes import Keeper
 from windlass.local.utilisation import memory_of
 

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
-from windlass.local.fleet import TimedOut, Unanswered
+from windlass.local.instance import TimedOut, Unanswered
 
 CONTENT_TYPE = "application/vnd.amazon.eventstream"
 

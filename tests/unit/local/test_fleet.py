@@ -16,15 +16,8 @@ from tests.unit.local.identity import IDENTITY, living
 from tests.unit.local.test_environments import wheel
 from windlass.local.containers import FetchFailed
 from windlass.local.environments import Environments
-from windlass.local.fleet import (
-    Fleet,
-    FleetFailed,
-    NoCapacity,
-    Unanswered,
-    VariantSpec,
-    last_traceback,
-    with_cause,
-)
+from windlass.local.fleet import Fleet, NoCapacity
+from windlass.local.instance import FleetFailed, Unanswered, VariantSpec, last_traceback, with_cause
 from windlass.local.processes import Keeper
 
 # What the tests' model servers run: /invocations answers with its process id, or does what the body says.

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.local.manual_clock import ManualClock
 from tests.unit.local.test_fleet import SERVER, Streams, spec
 from windlass.local.faults import Fault
-from windlass.local.fleet import FleetFailed, Instance, Unanswered, VariantSpec
+from windlass.local.instance import FleetFailed, Instance, Unanswered, VariantSpec
 from windlass.local.processes import Keeper
 from windlass.local.router import Router
 from windlass.local.serverless import IDLE_SECONDS, ServerlessFleet, Settings, Throttled, Values, check

@@ -8,7 +8,7 @@ from botocore.eventstream import EventStreamBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from windlass.local.fleet import TimedOut, Unanswered
+from windlass.local.instance import TimedOut, Unanswered
 from windlass.local.streaming import Parts, event
 
 
