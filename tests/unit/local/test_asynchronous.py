@@ -47,7 +47,7 @@ COUNTING = SERVER.replace(
 
 class Endpoint:
     def __init__(self) -> None:
-        self.router = Router()
+        self.router, self.role = Router(), None
 
     def capture_of(self, fleet: Fleet) -> None:
         return None
