@@ -25,6 +25,7 @@ from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, NoCapacity
 from windlass.local.instance import PAYLOAD_LIMIT_BYTES, FleetFailed, Instance, Reply, Streamed, Unanswered
 from windlass.local.metering import Meter, Sample
+from windlass.local.multi_model import NoModel, NotLoaded, NotReady, Values
 from windlass.local.router import Router
 from windlass.local.serverless import Throttled
 from windlass.local.shadow import Mirror
@@ -107,6 +108,7 @@ class Invocation:
             "X-Amzn-SageMaker-Custom-Attributes": self.custom_attributes,
             "X-Amzn-SageMaker-Inference-Id": self.inference_id,
             "X-Amzn-SageMaker-Target-Variant": self.target_variant,
+            "X-Amzn-SageMaker-Target-Model": self.target_model,
         }
         return {name: value for name, value in pairs.items() if value}
 
@@ -205,21 +207,26 @@ class DataPlane:
         if endpoint.asynchronous is not None:
             message = f"Endpoint {name} is an asynchronous inference endpoint: use InvokeEndpointAsync."
             return _refusal("ValidationError", message)
-        if invocation.target_model:
-            message = f"Endpoint {name} is not a multi-model endpoint and does not support target model header."
-            return _refusal("ValidationError", message)
+        if bool(invocation.target_model) != endpoint.router.multi_model and endpoint.router.serving:
+            is_one = "is a multi-model endpoint and requires target model header."
+            is_none = "is not a multi-model endpoint and does not support target model header."
+            return _refusal("ValidationError", f"Endpoint {name} {is_none if invocation.target_model else is_one}")
         limit = endpoint.router.payload_limit_bytes
         if len(invocation.body) > limit:
             return _too_large(limit)
         held = ExitStack()
         try:
             with held:
-                fleet, instance = held.enter_context(endpoint.router.route(wanted))
+                fleet, instance = held.enter_context(endpoint.router.route(wanted, model=invocation.target_model))
                 for shadow in fleet.shadows():
                     self._mirror.submit(lambda shadow=shadow: self._copy(endpoint, fleet, shadow, invocation))  # type: ignore[misc]
                 if invocation.streaming:
                     return self._stream(endpoint, fleet, instance, invocation, at, began, held.pop_all())
                 reply = self._serve(endpoint, fleet, instance, invocation, at, began)
+        except NoModel as error:
+            return _refusal("ValidationError", str(error))
+        except NotReady as error:
+            return _refusal("ModelNotReadyException", str(error), 429)
         except Throttled:
             return _refusal("ThrottlingException", "Rate exceeded")
         except FleetFailed as error:
@@ -251,11 +258,11 @@ class DataPlane:
         While the request is held: a fleet that is retired writes what it captured when nothing is outstanding.
         """
         variant, concurrent = instance.spec.name, instance.outstanding
-        reply, seconds = _ask(instance, invocation)
+        reply, seconds, more = _ask(instance, invocation)
         status = reply.status if isinstance(reply, Reply) else None
         if isinstance(reply, Reply):
             _capture(endpoint.capture_of(fleet), invocation, reply, variant, at)
-        self._measure(endpoint, fleet, instance, invocation, at, began, status, seconds, concurrent)
+        self._measure(endpoint, fleet, instance, invocation, at, began, status, seconds, concurrent, more)
         return reply
 
     def _measure(
@@ -385,15 +392,26 @@ def _async_request(name: str, environ: Mapping[str, Any], body: bytes) -> dict[s
     return asked
 
 
-def _ask(instance: Instance, invocation: Invocation) -> tuple[Reply | str, float]:
-    """The model server's reply, or why there is none; and how long that took, in seconds."""
+def _ask(instance: Instance, invocation: Invocation) -> tuple[Reply | str, float, Values]:
+    """The model server's reply, or why there is none; how long that took, in seconds; and the metrics of its kind.
+
+    Raises NoModel, NotReady.
+    """
     began = time.perf_counter()
     reply: Reply | str
-    try:
-        reply = instance.request("POST", "/invocations", invocation.headers(), invocation.body)
-    except Unanswered as error:
-        reply = str(error)
-    return reply, time.perf_counter() - began
+    values: Values = ()
+    with ExitStack() as held:
+        try:
+            path = "/invocations"
+            if (repository := instance.spec.repository) and invocation.target_model:
+                model = held.enter_context(repository.of(instance).holding(invocation.target_model))
+                path, values, began = model.path, model.values, time.perf_counter()
+            reply = instance.request("POST", path, invocation.headers(), invocation.body)
+        except Unanswered as error:
+            reply = str(error)
+        except NotLoaded as error:
+            reply = error.reply
+    return reply, time.perf_counter() - began, values
 
 
 def _capture(capture: Capture | None, invocation: Invocation, reply: Reply, variant: str, at: float) -> None:

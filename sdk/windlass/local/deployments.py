@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.local import cloud as clouds
-from windlass.local import containers, quotas, storage
+from windlass.local import containers, multi_model, quotas, storage
 from windlass.local.asynchronous import Queues
 from windlass.local.capture import Capture
 from windlass.local.dataplane import LOG_GROUP
@@ -32,6 +32,7 @@ from windlass.local.instance import FleetFailed, VariantSpec
 from windlass.local.logs import LogStream
 from windlass.local.metering import Meter
 from windlass.local.metric_store import Datum, Metric
+from windlass.local.multi_model import Repository
 from windlass.local.processes import Child
 from windlass.local.rollout import Counts, Policy, Rollout
 from windlass.local.router import Router, Share, share_of
@@ -346,6 +347,12 @@ class Deployments:
         for variant in variants(properties).values():
             wanted = variant["ModelName"]
             model = models[wanted] = known[wanted] if known else self._configs.model(region, wanted)
+            role, memory = model.request["ExecutionRoleArn"], quotas.memory_bytes(variant.get("InstanceType", ""))
+            repository: Repository | None = None
+            fetch, setting = functools.partial(containers.fetch, model.container), dict[str, str]()
+            if multi_model.is_asked(model.container):
+                repository = multi_model.repository_of(model.container, role)
+                fetch, setting = functools.partial(containers.fetch, {}), multi_model.environment(memory)
             specs.append(
                 VariantSpec(
                     name=variant["VariantName"],
@@ -353,12 +360,11 @@ class Deployments:
                     image=model.container["Image"],
                     instances=instances_of(variant),
                     weight=variant["InitialVariantWeight"],
-                    fetch=as_role(
-                        model.request["ExecutionRoleArn"], functools.partial(containers.fetch, model.container)
-                    ),
+                    fetch=as_role(role, fetch),
                     environment={
-                        **self._cloud.process_environment(region, model.request["ExecutionRoleArn"]),
+                        **self._cloud.process_environment(region, role),
                         "SAGEMAKER_REGION": region,
+                        **setting,
                         **model.container.get("Environment", {}),
                     },
                     startup_timeout_seconds=variant.get(
@@ -367,10 +373,10 @@ class Deployments:
                     ),
                     layers=Environments(self._cloud.keeper),
                     shadow=variant["VariantName"] in shadows,
-                    memory_bytes=quotas.memory_bytes(variant.get("InstanceType", "")),
+                    memory_bytes=memory,
+                    repository=repository,
                 )
             )
-        role = next(iter(models.values())).request["ExecutionRoleArn"]
         fleet = self._fleet(endpoint, config, properties, specs, role)
         capture = None
         if settings := properties.get("DataCaptureConfig"):
@@ -519,12 +525,24 @@ class Deployments:
         self._meter.flush()
         with self.changed:
             deployed = [each for endpoint in self.endpoints.values() for each in endpoint.deployed]
+            multi = [
+                (endpoint, fleet)
+                for endpoint in self.endpoints.values()
+                if endpoint.router.multi_model
+                for fleet, _ in endpoint.router.shares
+            ]
             asynchronous = [
                 key for key, endpoint in self.endpoints.items() if endpoint.asynchronous and endpoint.accepting
             ]
         for each in deployed:
             self._flush_capture(each)
             each.fleet.cap_memory()
+        for endpoint, fleet in multi:
+            for instance in fleet:
+                if repository := instance.spec.repository:
+                    dimensions = {"EndpointName": endpoint.name, "VariantName": instance.spec.name}
+                    count = float(len(repository.of(instance)))
+                    self._publish(endpoint.region, dimensions, ENDPOINTS, [("LoadedModelCount", count, "None")])
         for region, name in asynchronous:
             self.queues.measure(region, name)
 

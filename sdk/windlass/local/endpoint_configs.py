@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from windlass.local import cloud as clouds
-from windlass.local import containers, listing, serverless, storage
+from windlass.local import containers, listing, multi_model, serverless, storage
 from windlass.local.faults import Fault
 
 # What a request may ask for on AWS and not here, yet. Silence would be a false success.
@@ -81,11 +81,10 @@ class EndpointConfigs:
         if others:
             raise unsupported("inference pipelines (more than one container in Containers)")
         container = containers.resolve(container, functools.partial(self._cloud.registry.package, region))
-        if container.get("Mode") == "MultiModel":
-            raise unsupported("multi-model endpoints (Mode MultiModel)")
+        multi_model.check(container)
         if "Image" not in container:
             raise Fault("ValidationException", "A container definition needs an Image or a ModelPackageName.")
-        if not containers.exists(container):
+        if not multi_model.is_asked(container) and not containers.exists(container):
             raise Fault("ValidationException", f"Could not find model data at {containers.model_data(container)}.")
         with self._changing:
             arn = arn_of(region, "model", name)
@@ -152,6 +151,10 @@ class EndpointConfigs:
         for variant in variants(stored).values():
             self._check_variant(region, variant)
             variant.setdefault("InitialVariantWeight", 1.0)
+        for extra in ("AsyncInferenceConfig", "ShadowProductionVariants"):
+            used = [self.model(region, each["ModelName"]) for each in variants(stored).values()]
+            if extra in request and any(multi_model.is_asked(model.container) for model in used):
+                raise Fault("ValidationException", f"{extra} is not supported with multi-model endpoints.")
         serverless.check(request, lambda model: self.model(region, model).request)
         if (capture := request.get("DataCaptureConfig")) and not storage.bucket_exists(
             containers.s3_uri(capture["DestinationS3Uri"])

@@ -34,6 +34,9 @@ from windlass.local.utilisation import memory_of
 
 log = logging.getLogger(__name__)
 
+CROWD = 5
+"""So many more requests may wait for an instance that has their model loaded than for one that has not."""
+
 
 class NoCapacity(Exception):
     """No instance of the variant is healthy at this moment."""
@@ -214,11 +217,12 @@ class Fleet:
             next(instance for instance in self if not instance.ready).wait_ready(min(left, 0.1))
         return True
 
-    def acquire(self, variant: str, limit: float = math.inf) -> Instance:
+    def acquire(self, variant: str, limit: float = math.inf, model: str | None = None) -> Instance:
         """The healthy instance of ``variant`` with the fewest outstanding requests, which now has one more.
 
         Args:
             limit: of outstanding requests on one instance.
+            model: of a multi-model variant: those that have it come first, until there is a crowd.
 
         Raises:
             NoCapacity: none is healthy and below the limit.
@@ -227,7 +231,13 @@ class Fleet:
             ready = [each for each in self._instances[variant] if each.ready and each.outstanding < limit]
             if not ready:
                 raise NoCapacity(variant)
-            chosen = min(ready, key=lambda instance: (instance.outstanding, instance.last_used))
+            repository = self.variants[variant].repository
+
+            def load(instance: Instance) -> int:
+                loaded = not repository or not model or repository.of(instance).has(model)
+                return instance.outstanding + (0 if loaded else CROWD)
+
+            chosen = min(ready, key=lambda instance: (load(instance), instance.last_used))
             chosen.outstanding += 1
             chosen.last_used = next(self._uses)
             return chosen

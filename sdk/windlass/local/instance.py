@@ -18,12 +18,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from windlass.local import environments
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.logs import follow
 from windlass.local.processes import BASE, Child, Container, Keeper
+
+if TYPE_CHECKING:
+    from windlass.local.multi_model import Repository
 
 Started = Callable[[str, Child, Path], None]
 
@@ -99,6 +102,7 @@ class VariantSpec:
             the production variants.
         layers: installs what the requirements.txt of the model's code asks for.
         memory_bytes: what a server may hold, which is what its instance type has; None: all that there is.
+        repository: where the models are that a multi-model server loads when they are asked for.
     """
 
     name: str
@@ -112,6 +116,7 @@ class VariantSpec:
     layers: Environments | None = None
     shadow: bool = False
     memory_bytes: int | None = None
+    repository: Repository | None = None
     command: Sequence[str] = (sys.executable, "-m", "windlass.runtime.server")
 
 
@@ -165,6 +170,11 @@ class Instance:
     def launched(self) -> bool:
         """Whether its process has been started at all."""
         return self._child is not None
+
+    @property
+    def base(self) -> Path:
+        """Where its process finds its folder."""
+        return self._keeper.base(self.folder)
 
     @property
     def pid(self) -> int:

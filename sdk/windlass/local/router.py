@@ -45,17 +45,25 @@ class Router:
         """Of a request's body, and of the answer."""
         return min((fleet.payload_limit_bytes for fleet, _ in self.shares), default=PAYLOAD_LIMIT_BYTES)
 
+    @property
+    def multi_model(self) -> bool:
+        """Whether a request has to say which model it is for."""
+        return any(spec.repository for fleet, _ in self.shares for spec in fleet.variants.values())
+
     def healthy(self) -> int:
         """How many instances can answer now, of all fleets that take traffic."""
         return sum(count for fleet, share in self.shares if share for count in fleet.healthy().values())
 
     @contextlib.contextmanager
-    def route(self, variant: str | None = None, limit: float = math.inf) -> Iterator[tuple[Fleet, Instance]]:
+    def route(
+        self, variant: str | None = None, limit: float = math.inf, model: str | None = None
+    ) -> Iterator[tuple[Fleet, Instance]]:
         """The instance for one request, held until the block ends.
 
         Args:
             variant: TargetVariant, which overrides the weights.
             limit: of outstanding requests on one instance.
+            model: TargetModel.
 
         Raises:
             LookupError: no fleet has that variant, or there is no fleet.
@@ -71,7 +79,7 @@ class Router:
             }
             number, name = self._splits.setdefault(variant if parts else None, Split()).choose(parts)
             fleet, _ = self._shares[number]
-            instance = fleet.acquire(name, limit)
+            instance = fleet.acquire(name, limit, model)
         try:
             fleet.prepare(instance)
             yield fleet, instance

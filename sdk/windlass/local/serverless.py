@@ -168,7 +168,7 @@ class ServerlessFleet(Fleet):
 
     # -- requests ---------------------------------------------------------------------------------------------------------
 
-    def acquire(self, variant: str, limit: float = math.inf) -> Instance:
+    def acquire(self, variant: str, limit: float = math.inf, model: str | None = None) -> Instance:
         """An idle environment, or else a new one, which :meth:`prepare` has to start.
 
         Raises:

@@ -19,7 +19,7 @@ def fleet(config: str, **weights: float) -> Fleet:
         SimpleNamespace(
             config=config,
             production=weights,
-            acquire=lambda name, limit: SimpleNamespace(spec=SimpleNamespace(name=name)),
+            acquire=lambda name, *_: SimpleNamespace(spec=SimpleNamespace(name=name)),
             prepare=lambda instance: None,
             release=lambda instance: None,
         ),
