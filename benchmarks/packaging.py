@@ -182,9 +182,15 @@ def _publish(folder: Path, scratch: Path) -> list[Row]:
         address = urlsplit(cloud.url)
         with Wire(str(address.hostname), address.port or 80) as wire:
             environment = {**os.environ, **cloud.env, "AWS_ENDPOINT_URL": wire.url, "WINDLASS_CACHE": str(scratch)}
-            boto3.client("s3", endpoint_url=cloud.url, region_name=cloud.env["AWS_REGION"]).create_bucket(
-                Bucket="models"
+            # Explicit credentials: those of the environment are not there, or are somebody's real ones.
+            s3 = boto3.client(
+                "s3",
+                endpoint_url=cloud.url,
+                region_name=cloud.env["AWS_REGION"],
+                aws_access_key_id=cloud.env["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=cloud.env["AWS_SECRET_ACCESS_KEY"],
             )
+            s3.create_bucket(Bucket="models")
 
             def put(base: str = "") -> tuple[dict[str, Any], int]:
                 before = wire.sent

@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
 
-from windlass.artifact.content import Content, chunks, identity
+from windlass.artifact.content import Chunker, Content, identity
 from windlass.errors import CorruptArtifact, InvalidInput
 
 # SageMaker lets no archive unpack to more than the volume it is given; 64 GiB holds any model this format is used for
@@ -121,6 +121,7 @@ class Writer:
         self._pool = self._threads.enter_context(ThreadPoolExecutor(WORKERS))
         # Steps of one lane run in order; lanes run beside each other, and zlib, hashlib and write release the GIL.
         self._hashing = self._threads.enter_context(ThreadPoolExecutor(1))
+        self._chunking = self._threads.enter_context(ThreadPoolExecutor(1))
         self._writing = self._threads.enter_context(ThreadPoolExecutor(1))
         self._out.write(_GZIP_HEADER)
 
@@ -149,14 +150,17 @@ class Writer:
                 self._write_small()
             return
         self.flush()
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file, Chunker(path, size if self._with_chunks else 0) as chunker:
             before = os.fstat(file.fileno())
             large = self._store if _stored(path, size) else self._compress
-            wanted = chunks(path, size, self._pool) if self._with_chunks else tuple
             self._write(_header(name, before))
-            sha256 = large(file, size, name)
+            digest = hashlib.sha256()
+            for view, pending in self._buffers(file, size, name):
+                pending.append(self._hashing.submit(digest.update, view))
+                pending.append(self._chunking.submit(chunker.update, view))
+                pending.append(large(view))
             self._write(_padding(size))
-            self._contents[name] = Content(size, sha256, wanted())
+            self._contents[name] = Content(size, digest.hexdigest(), chunker.chunks)
             if identity(before) != identity(os.fstat(file.fileno())):
                 hint = "Wait until it is written."
                 raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint=hint)
@@ -218,26 +222,13 @@ class Writer:
             for future in pending:
                 future.result()
 
-    def _store(self, file: IO[bytes], size: int, name: str) -> str:
-        """In stored blocks: hash and write beside each other."""
-        digest = hashlib.sha256()
-        for view, pending in self._buffers(file, size, name):
-            pending.append(self._hashing.submit(digest.update, view))
-            pending.append(self._writing.submit(self._write_stored, view))
-        return digest.hexdigest()
+    def _store(self, view: memoryview) -> Future[None]:
+        return self._writing.submit(self._write_stored, view)
 
-    def _compress(self, file: IO[bytes], size: int, name: str) -> str:
-        """Each buffer deflated by itself, beside each other."""
-        digest = hashlib.sha256()
-
-        def write(view: memoryview, packed: Future[bytes]) -> None:
-            self._write(view, packed.result())
-
-        for view, pending in self._buffers(file, size, name):
-            pending.append(self._hashing.submit(digest.update, view))
-            packed = self._pool.submit(_deflate, view)
-            pending.append(self._writing.submit(write, view, packed))
-        return digest.hexdigest()
+    def _compress(self, view: memoryview) -> Future[None]:
+        """Deflated by itself, beside the others; written in order."""
+        packed = self._pool.submit(_deflate, view)
+        return self._writing.submit(lambda: self._write(view, packed.result()))
 
 
 def _header(name: str, status: os.stat_result) -> bytes:
