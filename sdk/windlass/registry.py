@@ -290,10 +290,11 @@ def _summaries(model: str, where: str) -> Sequence[Mapping[str, Any]]:
 
 @overload
 def register(
-    source: Run | str | Path,
+    source: Run | str | Path | Any,
     model: str | None = ...,
     *,
     code: str | Path | None = ...,
+    example: Any = ...,
     evaluation: Run | None = ...,
     approve: bool = ...,
     description: str = ...,
@@ -307,10 +308,11 @@ def register(
 ) -> Plan: ...
 @overload
 def register(
-    source: Run | str | Path,
+    source: Run | str | Path | Any,
     model: str | None = ...,
     *,
     code: str | Path | None = ...,
+    example: Any = ...,
     evaluation: Run | None = ...,
     approve: bool = ...,
     description: str = ...,
@@ -323,10 +325,11 @@ def register(
     dry_run: Literal[False] = ...,
 ) -> ModelVersion: ...
 def register(
-    source: Run | str | Path,
+    source: Run | str | Path | Any,
     model: str | None = None,
     *,
     code: str | Path | None = None,
+    example: Any = None,
     evaluation: Run | None = None,
     approve: bool = False,
     description: str = "",
@@ -342,14 +345,18 @@ def register(
 
         version = wl.register(run, model="digits", evaluation=scores, approve=True)
         version = wl.register("out/model", model="digits", code="src/")
+        version = wl.register(estimator, model="digits", example=X[:4])
 
     The bundle holds the weights, ``code/`` with ``inference.py``, and a manifest with digests, signature and lineage. It is
     content-addressed: registering the same again uploads nothing, and of changed code the code alone.
 
     Args:
-        source: a finished run, whose model and training code are taken; or a folder with a model.
+        source: a finished run, whose model and training code are taken; a folder with a model; or a model itself, which
+            ``windlass.optimize.export`` writes: a torch module, an estimator, an ONNX graph, a transformers model.
         model: the model package group; by default the contract's. It is made if it is not there.
-        code: folder of the serving code; by default the run's own source, or ``code/`` in the folder.
+        code: folder of the serving code; by default the run's own source, or ``code/`` in the folder. A model whose file says
+            how to compute needs none (``artifact.loaders``).
+        example: inputs of a model that is given itself, as ``export`` takes them.
         evaluation: what :func:`windlass.evaluate` returned.
         approve: set it ``Approved`` at once; otherwise :meth:`ModelVersion.approve` does.
         image: inference image; by default AWS's PyTorch image for the region.
@@ -363,15 +370,19 @@ def register(
         PolicyRefused: lists each gate that is shut; nothing was sent.
         CorruptArtifact: what the run left on S3 cannot be opened.
     """
-    name = source.name if isinstance(source, Run) else str(source)
-    where = f"Registering {'run ' if isinstance(source, Run) else ''}'{name}'"
+    name = f"run '{source.name}'" if isinstance(source, Run) else f"a {type(source).__name__}"
+    if isinstance(source, str | Path):
+        name = f"'{source}'"
+    where = f"Registering {name}"
     if isinstance(source, Run) and (source.status != "Completed" or not source.model_uri):
         raise InvalidInput(f"the run is {source.status}, so it has no model", where=where, hint=source.why_no_model)
     contract = Contract.load(project)
     group = check_name(model or contract.model_package_group, where)
     parent = _newest(group, where)
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = _bundle(source, code, evaluation, Path(scratch), where, license=license, archive=archive)
+        bundle = _bundle(
+            source, code, evaluation, Path(scratch), where, example=example, license=license, archive=archive
+        )
         if policy:
             facts = _facts(bundle.manifest, evaluation.evaluation if evaluation else {}, _key_arn(sign_with))
             gates.refuse(policy, facts, where=where)
@@ -400,7 +411,7 @@ def register(
             evaluation=scores if evaluation else None,
             evaluation_name=evaluation.name if evaluation else "",
             approve=approve,
-            description=description or f"from {'run ' if isinstance(source, Run) else ''}{name}",
+            description=description or f"from {name}",
             sign_with=sign_with,
             archive=archive,
             contract=contract,
@@ -515,12 +526,13 @@ def _enter(
 
 
 def _bundle(
-    source: Run | str | Path,
+    source: Run | str | Path | Any,
     code: str | Path | None,
     evaluation: Run | None,
     scratch: Path,
     where: str,
     *,
+    example: Any,
     license: str,  # noqa: A002
     archive: bool,
 ) -> artifact.Bundle:
@@ -536,18 +548,22 @@ def _bundle(
             except CorruptArtifact as error:
                 error.where = f"{where}, unpacking {uri}"
                 raise
+        if code == own and not (own / "inference.py").is_file():
+            code = None  # training left its own with the weights, or a model that needs none
         lineage = {
             "run": source.arn,
             "git_commit": source.tags.get("git-commit", ""),
             "data_digest": source.tags.get("data-digest", ""),
             "image": source.image,
         }
-    else:
+    elif isinstance(source, str | Path) and Path(source).is_dir():
         weights = Path(source)
-    places = [Path(code)] if code is not None else [weights / "code"]
-    places += [weights / "code"] if isinstance(source, Run) else []
-    if not any((folder / "inference.py").is_file() for folder in places):
-        hint = "Put one with model_fn beside the training script (templates/image-classifier has one)."
+    else:
+        from windlass.optimize.export import export
+
+        weights = export(scratch / "exported", source, example)
+    if not artifact.servable(weights, code):
+        hint = "Put one with model_fn beside the training script (templates/image-classifier has one), or export the model."
         raise InvalidInput("no inference.py goes with the model, so nothing could serve it", where=where, hint=hint)
     return artifact.build(
         weights,

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import boto3
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression
 
 import windlass as wl
 from windlass import aliases, artifact, aws, foundation, signing
@@ -369,5 +371,18 @@ def test_a_module_is_exported_registered_and_served(project: str, group: str, tm
         assert version.manifest.signature is not None
         answer = endpoint.predict(version.manifest.signature.example).output["y"]
         assert answer == [pytest.approx([network.bias.item()], abs=1e-6)]
+    finally:
+        endpoint.delete()
+
+
+def test_an_estimator_is_registered_as_it_is_and_served(project: str, group: str) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 2))
+    model = LinearRegression().fit(rows, rows.sum(1))
+
+    version = register(model, group, example=rows[:2], project=project, approve=True)
+    endpoint = wl.deploy(version, project=project)
+    try:
+        assert (version.manifest.loader, version.manifest.pickles) == ("skops", ())
+        assert endpoint.predict({"features": rows.tolist()}).output["prediction"] == pytest.approx(model.predict(rows))
     finally:
         endpoint.delete()

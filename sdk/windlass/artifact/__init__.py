@@ -24,6 +24,7 @@ from windlass.artifact.bundle import (
     read_manifest,
     repack,
     room,
+    servable,
     verify,
 )
 from windlass.artifact.bundle import open_bundle as open  # noqa: A004 - reads as artifact.open
@@ -55,5 +56,6 @@ __all__ = [
     "repack",
     "room",
     "schema",
+    "servable",
     "verify",
 ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from windlass.artifact import archive
+from windlass.artifact import archive, loaders
 from windlass.artifact.archive import BUILDING, WORKERS
 from windlass.artifact.content import Content, DigestCache, matches, scan
 from windlass.artifact.manifest import MANIFEST, Manifest, Signature
@@ -23,6 +23,7 @@ from windlass.errors import CorruptArtifact, DiskFull, InvalidInput
 
 CODE = "code"
 _PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin"}
+_BESIDE_CODE = ("requirements.txt", "requirements.lock", "signature.json")
 _CARDS = ("MODEL_CARD.md", "README.md")
 
 
@@ -77,7 +78,8 @@ def build(
         evaluation: metrics on held-out data.
         optimization: what was done to the weights after training, in order.
         license: SPDX expression; by default from ``license:`` in the model card's front matter.
-        loader: how to load it without an ``inference.py``.
+        loader: how to load it without an ``inference.py``: one of ``loaders.LOADERS``; by default found by its files. The
+            code for it goes into the bundle.
         cache: where digests of unchanged files are remembered; used without ``dest`` only, where nothing else is read.
 
     Raises:
@@ -85,6 +87,10 @@ def build(
         DiskFull: no room for ``dest``.
     """
     parts = _parts(Path(model), Path(code) if code is not None else None)
+    written = loaders.INFERENCE not in parts
+    loader = loader or (loaders.find(parts) if written else "")
+    if loader and written:
+        parts = dict(sorted({**parts, **loaders.code(loader)}.items()))
     if signature is None:
         signature = _signature_beside(parts)
     card = next((name for name in (*_CARDS, *(f"{CODE}/{card}" for card in _CARDS)) if name in parts), "")
@@ -145,8 +151,18 @@ def _parts(model: Path, code: Path | None) -> dict[str, Path]:
         parts = {name: path for name, path in parts.items() if name.split("/")[0] != CODE}
         parts.update(archive.members(code, CODE))
     parts.pop(MANIFEST, None)
+    if "inference.py" in parts and not any(name.startswith(f"{CODE}/") for name in parts):
+        # A plain folder: SageMaker looks for its code one level down.
+        own = [name for name in parts if "/" not in name and (name.endswith(".py") or name in _BESIDE_CODE)]
+        parts |= {f"{CODE}/{name}": parts.pop(name) for name in own}
     archive.refuse_collisions({**parts, MANIFEST: None})
     return dict(sorted(parts.items()))
+
+
+def servable(model: str | Path, code: str | Path | None = None) -> bool:
+    """Whether a bundle of these could be served: it has an ``inference.py``, or a file that says how to compute."""
+    parts = _parts(Path(model), Path(code) if code is not None else None)
+    return loaders.INFERENCE in parts or bool(loaders.find(parts))
 
 
 def _requirements(parts: Mapping[str, Path]) -> tuple[str, ...]:

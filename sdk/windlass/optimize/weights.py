@@ -176,7 +176,7 @@ def shard(source: str | Path, dest: str | Path, *, max_size: int) -> Sequence[Pa
         groups[-1][name] = stored
         filled += stored.size
     count, places = len(groups), {}
-    with _appears(Path(dest)) as folder:
+    with appears(Path(dest)) as folder:
         names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
         for name, group in zip(names, groups, strict=True):
             with (folder / name).open("xb") as out:
@@ -239,7 +239,7 @@ def convert(
     if dtype is not None and code is None:
         raise InvalidInput(f"dtype={dtype!r}", where=where, hint=f"Valid: {', '.join(sorted(_FLOATS.values()))}.")
     torch = _require()
-    with Weights(source) as weights, _appears(Path(dest)) as folder:
+    with Weights(source) as weights, appears(Path(dest)) as folder:
         names = {name: _renamed(name, rename or {}) for name in weights}
         if len(set(names.values())) != len(names):
             twice = sorted({new for new in names.values() if list(names.values()).count(new) > 1})
@@ -312,7 +312,7 @@ def _write(out: IO[bytes], members: Mapping[str, tuple[str, tuple[int, ...], int
             out.write(piece)
 
 
-class _appears:  # noqa: N801 - a context manager, used as a verb
+class appears:  # noqa: N801 - a context manager, used as a verb
     """A folder that is at its place only when all of it was written."""
 
     def __init__(self, dest: Path) -> None:
@@ -320,7 +320,7 @@ class _appears:  # noqa: N801 - a context manager, used as a verb
 
     def __enter__(self) -> Path:
         if self._dest.exists() and any(self._dest.iterdir()):
-            raise InvalidInput(f"{self._dest} is not empty", where="Writing weights")
+            raise InvalidInput(f"{self._dest} is not empty", where=f"Writing {self._dest}")
         self._dest.parent.mkdir(parents=True, exist_ok=True)
         self._scratch = Path(tempfile.mkdtemp(prefix=f".{self._dest.name}-", dir=self._dest.parent))
         return self._scratch

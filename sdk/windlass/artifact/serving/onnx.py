@@ -1,0 +1,38 @@
+"""Serves the ONNX graph of this bundle. Written by Windlass; change it as you like."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from windlass_tensors import BadRequest, input_fn, only, output_fn
+
+__all__ = ["input_fn", "model_fn", "output_fn", "predict_fn"]
+
+
+def model_fn(model_dir: str) -> Any:
+    options = onnxruntime.SessionOptions()
+    # It counts the machine's cores, not this worker's share of them.
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    path = str(only(model_dir, "*.onnx"))
+    return onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+
+
+def predict_fn(data: Any, model: Any) -> dict[str, Any]:
+    nodes = {node.name: node for node in model.get_inputs()}
+    feeds = data if isinstance(data, dict) else {next(iter(nodes)): data}
+    if feeds.keys() != nodes.keys():
+        raise BadRequest(f"expected an object with {', '.join(nodes)}")
+    arrays = {name: np.asarray(value, dtype=TYPES.get(nodes[name].type)) for name, value in feeds.items()}
+    names = [node.name for node in model.get_outputs()]
+    return dict(zip(names, model.run(names, arrays), strict=True))
+
+
+TYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(bool)": "bool",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16", "tensor(uint8)": "uint8",
+    "tensor(string)": "object",
+}  # fmt: skip
