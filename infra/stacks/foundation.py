@@ -46,7 +46,7 @@ class FoundationStack(cdk.Stack):
             construct_id,
             stack_name="windlass-foundation",  # what `windlass infra deploy` calls it, so that both work on one stack
             description="Windlass foundation: key, bucket, execution role, registry group, alert topic, contract",
-            synthesizer=cdk.BootstraplessSynthesizer(),
+            synthesizer=cdk.LegacyStackSynthesizer(),  # as whoever deploys: no bootstrap stack, none of its roles
             analytics_reporting=False,
         )
         self.project = cdk.CfnParameter(
