@@ -25,8 +25,8 @@ CONTRACT_VERSION = 1
 
 # First segments of the keys that jobs and endpoints read and write. What else the SDK keeps in the bucket (labels,
 # quality) is its caller's own affair and closed to them.
-INPUTS = ("artifacts", "data", "runs", "source")
-OUTPUTS = ("capture", "runs")
+INPUTS = ("artifacts", "async", "data", "runs", "source")
+OUTPUTS = ("async", "capture", "runs")
 
 # AWS's Deep Learning Containers that a PyTorch or Hugging Face job may name as its image.
 DLC_REPOSITORIES = (

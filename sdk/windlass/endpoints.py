@@ -449,6 +449,12 @@ def deploy(
         raise InvalidInput(
             "an accuracy SLO needs captured predictions", where=where, hint="Leave capture_percent above 0."
         )
+    if spec.async_output and any(slo.metric == "error_rate" for slo in slos):
+        raise InvalidInput(
+            "SageMaker counts no 5xx errors of an asynchronous endpoint, so an error_rate SLO would never fire",
+            where=where,
+            hint="Give error_topic, which hears of each failure.",
+        )
     current = ModelVersion.from_name(found.name)  # approval may have changed since the noun was made
     if current.approval != "Approved":
         hint = f"windlass approve {found.name}, or version.approve()."

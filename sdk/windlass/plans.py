@@ -31,6 +31,9 @@ SHADOW = "shadow"
 KEPT_CONFIGS = 4
 """How many past configs of an endpoint are kept to roll back to: their names, of 63 characters, fill one tag's 256."""
 
+ASYNC_ENVIRONMENT = {"WINDLASS_MAX_PAYLOAD_BYTES": str(1 << 30), "SAGEMAKER_MODEL_SERVER_TIMEOUT": "3600"}
+"""What asynchronous endpoints take, a GiB and an hour, where the model server's own limits are those of the others."""
+
 HISTORY_TAG = "windlass:previous-configs"
 
 
@@ -427,19 +430,20 @@ def deploy(
     config = stamped(f"{endpoint}-v{version.label.rsplit('/', 1)[-1]}", now)
     tagged = tags(foundation.project, endpoint=endpoint, model_version=version.label)
     shadowed = live if spec.shadow_percent else None
+    topics = sorted({topic for topic in (spec.success_topic, spec.error_topic) if topic})
     container = {
         "Image": spec.image or version.image,
         **model_data(version.model_uri),
-        "Environment": {**version.environment, **spec.environment},
+        "Environment": {**(ASYNC_ENVIRONMENT if spec.async_output else {}), **version.environment, **spec.environment},
     }
-    variant = {
-        "VariantName": VARIANT,
-        "ModelName": config,
-        "InitialInstanceCount": spec.instance_count,
-        "InstanceType": spec.instance_type,
-        "InitialVariantWeight": 1.0,
-        "ContainerStartupHealthCheckTimeoutInSeconds": spec.startup_timeout_seconds,
-    }
+    if spec.serverless_memory_mb and "ModelDataSource" in container:
+        # The API reference, ContainerDefinition: no ModelDataSource in conjunction with serverless endpoints.
+        raise InvalidInput(
+            f"{version.label} lies on S3 as a prefix, which serverless endpoints cannot read",
+            where=f"Deploying {version.label}",
+            hint="Register it with archive=True.",
+        )
+    variant = {"VariantName": VARIANT, "ModelName": config, "InitialVariantWeight": 1.0, **_capacity(spec)}
     config_params: dict[str, Any] = {
         "EndpointConfigName": config,
         "ProductionVariants": [variant],
@@ -451,6 +455,8 @@ def deploy(
         config_params["ShadowProductionVariants"] = [{**variant, "VariantName": SHADOW, "InitialVariantWeight": weight}]
         # The version of a config is the one that answers.
         config_params["Tags"] = tags(foundation.project, endpoint=endpoint, model_version=shadowed.version)
+    if spec.async_output:
+        config_params["AsyncInferenceConfig"] = _asynchronous(spec, spec.async_output, foundation)
     if spec.capture_percent:
         config_params["DataCaptureConfig"] = {
             "EnableCapture": True,
@@ -494,13 +500,51 @@ def deploy(
         verb="deploy",
         name=endpoint,
         requests=tuple(requests),
-        dollars_per_hour=dollars_per_hour(spec.instance_type, spec.instance_count),
+        dollars_per_hour=_price(spec),
         notes=(
             f"config {config}; "
             + (f"{version.label} gets copies of {spec.shadow_percent} % of the requests; " if shadowed else "")
             + (f"rolls back to {live.config}" if live else "first deployment"),
+            *(f"{foundation.role_arn} must be allowed sns:Publish on {topic}" for topic in topics),
         ),
     )
+
+
+def _capacity(spec: ServeSpec) -> dict[str, Any]:
+    """What answers: instances, or servers that come with the requests."""
+    if spec.serverless_memory_mb:
+        serverless = {"MemorySizeInMB": spec.serverless_memory_mb, "MaxConcurrency": spec.serverless_concurrency}
+        if spec.provisioned_concurrency:
+            serverless["ProvisionedConcurrency"] = spec.provisioned_concurrency
+        return {"ServerlessConfig": serverless}
+    return {
+        "InitialInstanceCount": spec.instance_count,
+        "InstanceType": spec.instance_type,
+        "ContainerStartupHealthCheckTimeoutInSeconds": spec.startup_timeout_seconds,
+    }
+
+
+def _asynchronous(spec: ServeSpec, output: str, foundation: Foundation) -> dict[str, Any]:
+    topics = {"SuccessTopic": spec.success_topic, "ErrorTopic": spec.error_topic}
+    notified = {name: arn for name, arn in topics.items() if arn}
+    config: dict[str, Any] = {
+        "OutputConfig": {
+            "S3OutputPath": output.rstrip("/"),
+            "S3FailurePath": f"{output.rstrip('/')}/failures",
+            "KmsKeyId": foundation.key_arn,
+            **({"NotificationConfig": notified} if notified else {}),
+        }
+    }
+    if spec.async_concurrency:
+        config["ClientConfig"] = {"MaxConcurrentInvocationsPerInstance": spec.async_concurrency}
+    return config
+
+
+def _price(spec: ServeSpec) -> float | None:
+    """While nothing is asked. What is serverless then costs what is provisioned, which our table does not have."""
+    if spec.serverless_memory_mb:
+        return None if spec.provisioned_concurrency else 0.0
+    return dollars_per_hour(spec.instance_type, spec.instance_count)
 
 
 def rollback(spec: ServeSpec, *, endpoint: str, live: Live) -> Plan:

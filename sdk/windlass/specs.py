@@ -24,6 +24,8 @@ NAME = re.compile(r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$")
 _INSTANCE_TYPE = re.compile(r"^ml\.[a-z][a-z0-9-]*\.([0-9]*x?large|medium|metal(-[0-9]+xl)?)$")
 _ROLE = re.compile(r"^arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+$")
 _IMAGE = re.compile(r"^\S{1,255}$")
+_S3_PREFIX = re.compile(r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$")
+_TOPIC = re.compile(r"^arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[\w.-]+$")
 _METRIC = re.compile(r"^[A-Za-z][\w:/.-]{0,254}$")
 
 Name = Annotated[str, Field(max_length=63)]
@@ -210,7 +212,16 @@ class ServeSpec(Spec):
         shadow_percent: share of requests of which the new version gets a copy, while the version in service goes on answering.
         bake_seconds: how long the old fleet waits after the shift, ready to take the traffic back (0 to 3600). A rolling shift
             has none left by then.
-        capture_percent: share of requests written to S3, where late labels find them; 0 turns it off.
+        capture_percent: share of requests written to S3, where late labels find them; 0 turns it off. SageMaker captures
+            nothing of serverless endpoints.
+        serverless_memory_mb: memory of a server that comes with the requests and goes when there are none, in place of
+            instances: 1024 to 6144, in steps of 1024.
+        serverless_concurrency: requests that are answered at once; more are throttled.
+        provisioned_concurrency: servers that are kept whether or not anything asks them.
+        async_output: S3 prefix to which answers go, of requests that wait in a queue: an asynchronous endpoint. Why there is no
+            answer goes to ``failures/`` under it. The foundation lets endpoints read and write ``async/`` in its bucket.
+        async_concurrency: requests that an instance processes at once; by default SageMaker chooses.
+        success_topic, error_topic: ARNs of the SNS topics that hear of an asynchronous endpoint's answers, and of failures.
     """
 
     instance_type: str = "ml.m5.large"
@@ -226,6 +237,13 @@ class ServeSpec(Spec):
     shadow_percent: int | None = Field(None, ge=1, le=100)
     bake_seconds: int = Field(300, ge=0, le=3600)
     capture_percent: int = Field(100, ge=0, le=100)
+    serverless_memory_mb: int | None = Field(None, ge=1024, le=6144, multiple_of=1024)
+    serverless_concurrency: int = Field(5, ge=1, le=200)
+    provisioned_concurrency: int | None = Field(None, ge=1, le=200)
+    async_output: str | None = None
+    async_concurrency: int | None = Field(None, ge=1, le=1000)
+    success_topic: str | None = None
+    error_topic: str | None = None
 
     @field_validator("instance_type")
     @classmethod
@@ -236,6 +254,49 @@ class ServeSpec(Spec):
     @classmethod
     def _image(cls, value: str | None) -> str | None:
         return check_image(value)
+
+    @field_validator("async_output")
+    @classmethod
+    def _async_output(cls, value: str | None) -> str | None:
+        if value is not None and not _S3_PREFIX.match(value):
+            raise ValueError("not an S3 prefix; it looks like s3://bucket/answers")
+        return value
+
+    @field_validator("success_topic", "error_topic")
+    @classmethod
+    def _topic(cls, value: str | None) -> str | None:
+        if value is not None and not _TOPIC.match(value):
+            raise ValueError("not the ARN of a topic; it looks like arn:aws:sns:us-east-1:123456789012:answers")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_capture(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("serverless_memory_mb") is not None:
+            return {"capture_percent": 0, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = self.model_fields_set
+        if self.serverless_memory_mb:
+            shifts = ("canary_percent", "linear_percent", "rolling_percent", "shadow_percent")
+            others = ("instance_type", "instance_count", "async_output", *shifts)
+            if wrong := [name for name in others if name in given and getattr(self, name) is not None]:
+                raise ValueError(
+                    f"{' and '.join(wrong)} cannot be given with serverless_memory_mb: there are no instances"
+                )
+            if self.capture_percent:
+                raise ValueError("capture_percent must be 0: SageMaker captures nothing of serverless endpoints")
+            if (self.provisioned_concurrency or 0) > self.serverless_concurrency:
+                raise ValueError("provisioned_concurrency must be at most serverless_concurrency")
+        elif wrong := sorted(given & {"serverless_concurrency", "provisioned_concurrency"}):
+            raise ValueError(f"{' and '.join(wrong)} needs serverless_memory_mb")
+        if not self.async_output and (wrong := sorted(given & {"async_concurrency", "success_topic", "error_topic"})):
+            raise ValueError(f"{' and '.join(wrong)} needs async_output")
+        if self.async_output and self.shadow_percent:
+            raise ValueError("shadow_percent cannot be given with async_output")
+        return self
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -346,6 +346,36 @@ def test_a_rolling_deploy_replaces_the_version(project: Project, name: str) -> N
     assert (rolled.status, rolled.model_version) == ("InService", project.bad.name)
 
 
+def test_a_version_is_served_without_servers(project: Project, name: str, rig: Rig) -> None:
+    with pytest.raises(InvalidInput, match="archive=True"):
+        wl.deploy(project.good, name, serverless_memory_mb=1024)
+    archived = wl.register(project.run, rig.unique("archived"), approve=True, archive=True)
+
+    endpoint = wl.deploy(archived, name, serverless_memory_mb=1024, serverless_concurrency=2)
+
+    assert endpoint.predict({"number": 4}).output == {"label": 4}
+    [variant] = rig.client("sagemaker").describe_endpoint(EndpointName=name)["ProductionVariants"]
+    assert variant["CurrentServerlessConfig"] == {"MemorySizeInMB": 1024, "MaxConcurrency": 2}
+
+
+def test_a_version_answers_from_a_queue(project: Project, name: str, rig: Rig, foundation: Contract) -> None:
+    folder = f"s3://{foundation.bucket}/async/{name}"
+    with pytest.raises(InvalidInput, match="error_rate"):
+        wl.deploy(project.good, name, async_output=folder, slos=[wl.Slo.error_rate(0.01)])
+    wl.deploy(project.good, name, async_output=folder)
+    s3 = rig.client("s3")
+    s3.put_object(Bucket=foundation.bucket, Key=f"async/{name}/in.json", Body=b'{"number": 4}')
+
+    accepted = rig.client("sagemaker-runtime").invoke_endpoint_async(
+        EndpointName=name, InputLocation=f"{folder}/in.json", ContentType="application/json"
+    )
+
+    key = accepted["OutputLocation"].removeprefix(f"s3://{foundation.bucket}/")
+    s3.get_waiter("object_exists").wait(Bucket=foundation.bucket, Key=key, WaiterConfig={"Delay": 1})
+    assert json.loads(s3.get_object(Bucket=foundation.bucket, Key=key)["Body"].read()) == {"label": 4}
+    assert accepted["FailureLocation"].startswith(f"{folder}/failures/")
+
+
 def test_a_rollback_by_hand_goes_back_step_by_step_and_never_twice_to_one_config(project: Project, name: str) -> None:
     configs = [wl.deploy(version, name).config for version in (project.good, project.bad, project.good)]
     endpoint = wl.Endpoint.from_name(name)

@@ -9,6 +9,7 @@ import pytest
 from botocore.validate import validate_parameters
 
 from windlass import Slo, TrainSpec, metrics, plans
+from windlass.errors import InvalidInput
 from windlass.specs import ServeSpec
 
 
@@ -25,6 +26,7 @@ VERSION = plans.Deployable(
     "digits/2", "image", "s3://bucket/artifacts/d/model.tar.gz", {"SAGEMAKER_PROGRAM": "inference.py"}
 )
 NOW = 1_800_000_000.123
+TOPIC = "arn:aws:sns:us-east-1:123456789012:answers"
 
 
 def train(**options: object) -> plans.Plan:
@@ -74,9 +76,23 @@ def requests(plan: plans.Plan, operation: str) -> list[dict]:
         deploy(LIVE, linear_percent=25, step_seconds=60),
         deploy(LIVE, rolling_percent=50),
         deploy(SHADOWED, shadow_percent=50),
+        deploy(serverless_memory_mb=2048, provisioned_concurrency=2),
+        deploy(LIVE, async_output="s3://bucket/async", async_concurrency=2, error_topic=TOPIC),
         plans.rollback(ServeSpec(), endpoint="digits", live=LIVE),
     ],
-    ids=["train", "train-text", "create", "update", "canary", "linear", "rolling", "shadow", "rollback"],
+    ids=[
+        "train",
+        "train-text",
+        "create",
+        "update",
+        "canary",
+        "linear",
+        "rolling",
+        "shadow",
+        "serverless",
+        "async",
+        "rollback",
+    ],
 )
 def test_every_request_is_one_that_botocore_accepts(plan: plans.Plan) -> None:
     session = botocore.session.get_session()
@@ -173,6 +189,58 @@ def test_an_update_without_alarms_does_not_bake() -> None:
     (update,) = requests(plan, "update_endpoint")
     assert update["DeploymentConfig"]["BlueGreenUpdatePolicy"]["TerminationWaitInSeconds"] == 0
     assert "AutoRollbackConfiguration" not in update["DeploymentConfig"]
+
+
+def test_serverless_has_no_instances_and_captures_nothing() -> None:
+    plan = deploy(serverless_memory_mb=2048, serverless_concurrency=8)
+
+    (config,) = requests(plan, "create_endpoint_config")
+    assert config["ProductionVariants"] == [
+        {
+            "VariantName": "primary",
+            "ModelName": config["EndpointConfigName"],
+            "InitialVariantWeight": 1.0,
+            "ServerlessConfig": {"MemorySizeInMB": 2048, "MaxConcurrency": 8},
+        }
+    ]
+    assert "DataCaptureConfig" not in config
+    assert plan.dollars_per_hour == 0
+    assert plan.actions == deploy().actions
+
+
+def test_serverless_reads_archives_only() -> None:
+    prefix = replace(VERSION, model_uri="s3://bucket/artifacts/d/")
+    with pytest.raises(InvalidInput, match="archive=True"):
+        plans.deploy(
+            ServeSpec(serverless_memory_mb=1024),
+            prefix,
+            endpoint="digits",
+            now=NOW,
+            slos=[],
+            live=None,
+            foundation=Foundation(),
+        )
+
+
+def test_asynchronous_answers_go_where_they_are_told() -> None:
+    plan = deploy(async_output="s3://bucket/async/digits/", async_concurrency=2, success_topic=TOPIC)
+
+    (config,) = requests(plan, "create_endpoint_config")
+    assert config["AsyncInferenceConfig"] == {
+        "OutputConfig": {
+            "S3OutputPath": "s3://bucket/async/digits",
+            "S3FailurePath": "s3://bucket/async/digits/failures",
+            "KmsKeyId": Foundation.key_arn,
+            "NotificationConfig": {"SuccessTopic": TOPIC},
+        },
+        "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 2},
+    }
+    (model,) = requests(plan, "create_model")
+    environment = model["PrimaryContainer"]["Environment"]
+    assert environment["SAGEMAKER_MODEL_SERVER_TIMEOUT"] == "3600"
+    assert environment["WINDLASS_MAX_PAYLOAD_BYTES"] == str(1 << 30)
+    assert f"sns:Publish on {TOPIC}" in str(plan)
+    assert plan.actions == deploy().actions
 
 
 def test_a_linear_shift_bakes_each_step() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from windlass import Slo, TrainSpec
@@ -86,3 +88,29 @@ def test_serving_limits_are_sagemakers() -> None:
         ServeSpec.check("Deploying", canary_percent=60)
     with pytest.raises(InvalidInput, match="bake_seconds=4000"):
         ServeSpec.check("Deploying", bake_seconds=4000)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"serverless_memory_mb": 1500}, "serverless_memory_mb=1500"),
+        ({"serverless_memory_mb": 8192}, "less than or equal to 6144"),
+        ({"serverless_memory_mb": 1024, "serverless_concurrency": 201}, "serverless_concurrency=201"),
+        (
+            {"serverless_memory_mb": 1024, "serverless_concurrency": 1, "provisioned_concurrency": 2},
+            "at most serverless",
+        ),
+        ({"serverless_memory_mb": 1024, "instance_count": 2}, "instance_count cannot be given with serverless"),
+        ({"serverless_memory_mb": 1024, "canary_percent": 10}, "canary_percent cannot be given with serverless"),
+        ({"serverless_memory_mb": 1024, "capture_percent": 10}, "capture_percent must be 0"),
+        ({"serverless_memory_mb": 1024, "async_output": "s3://bucket/out"}, "async_output cannot be given"),
+        ({"provisioned_concurrency": 1}, "provisioned_concurrency needs serverless_memory_mb"),
+        ({"async_output": "/tmp/out"}, "not an S3 prefix"),
+        ({"async_output": "s3://bucket/out", "error_topic": "topic"}, "not the ARN of a topic"),
+        ({"async_output": "s3://bucket/out", "shadow_percent": 10}, "shadow_percent cannot be given"),
+        ({"success_topic": "arn:aws:sns:us-east-1:123456789012:t"}, "success_topic needs async_output"),
+    ],
+)
+def test_kinds_of_endpoints_have_their_own_options(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        ServeSpec.check("Deploying", **options)

@@ -235,6 +235,19 @@ def deploy(
     shadow: Annotated[
         int | None, typer.Option("--shadow", help="Percent of requests copied to it; the live version answers on.")
     ] = None,
+    serverless: Annotated[
+        int | None, typer.Option("--serverless", metavar="MB", help="No instances: servers of that memory, on demand.")
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", help="Requests at once: serverless, or of an instance of a queue."),
+    ] = None,
+    provisioned: Annotated[int | None, typer.Option("--provisioned", help="Serverless servers that are kept.")] = None,
+    async_output: Annotated[
+        str | None, typer.Option("--async-output", metavar="S3_URI", help="Requests wait in a queue; answers go there.")
+    ] = None,
+    success_topic: Annotated[str | None, typer.Option("--success-topic", help="ARN; hears of answers.")] = None,
+    error_topic: Annotated[str | None, typer.Option("--error-topic", help="ARN; hears of failures.")] = None,
     policy: PolicyFile = None,
     project: Project = "windlass",
     wait: Wait = True,
@@ -254,6 +267,12 @@ def deploy(
         rolling_percent=rolling,
         step_seconds=step,
         shadow_percent=shadow,
+        serverless_memory_mb=serverless,
+        provisioned_concurrency=provisioned,
+        async_output=async_output,
+        success_topic=success_topic,
+        error_topic=error_topic,
+        **{"async_concurrency" if async_output else "serverless_concurrency": concurrency},
     )
     common: dict[str, Any] = {"slos": _slos(slo, period), "policy": _policy(policy), "project": project, **options}
     if dry_run:

@@ -97,8 +97,11 @@ def check(request: Mapping[str, Any], model: Callable[[str], Mapping[str, Any]])
     [variant, *_] = production
     unsupported += [name for name in ("InstanceType", "InitialInstanceCount") if name in variant]
     made = model(variant["ModelName"])
+    container = made.get("PrimaryContainer", {})
+    if container.get("ModelDataSource"):
+        unsupported.append("ModelDataSource")
     unsupported += [name for name in ("VpcConfig", "EnableNetworkIsolation") if made.get(name)]
-    if made.get("PrimaryContainer", {}).get("Mode") == "MultiModel":
+    if container.get("Mode") == "MultiModel":
         unsupported.append("multi-model endpoints")
     if unsupported:
         raise Fault("ValidationException", f"ServerlessConfig is not supported with {', '.join(unsupported)}.")
