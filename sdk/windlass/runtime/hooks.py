@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from windlass.artifact import Signature, Tensor
 
 INFERENCE_ID = "x-amzn-sagemaker-inference-id"
+REQUEST_ID = "x-amzn-requestid"
 CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 
 # What the official toolkits call each hook with, before the optional context.
@@ -58,6 +59,9 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "transform_fn": ("model", "body", "content_type", "accept"),
     "predict_batch_fn": ("datas", "model"),
 }
+
+
+HOOKS = frozenset(_ARGUMENTS)
 
 
 class HookError(Exception):
@@ -138,7 +142,7 @@ class Context:
         if not self._request_id:
             import uuid
 
-            self._request_id = self.headers.get("x-amzn-requestid") or str(uuid.uuid4())
+            self._request_id = self.headers.get(REQUEST_ID) or str(uuid.uuid4())
         return self._request_id
 
     def set_response_content_type(self, idx: int, value: str) -> None:

@@ -25,14 +25,19 @@ A caller that cannot use a late answer says so, and is refused at once when the 
 | SAGEMAKER_MODEL_SERVER_WORKERS | 1 | processes that each hold the model and predict at once; they share the cores |
 | SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte; a worker that hangs is replaced |
 | SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT | | for requests that accept anything; else what the signature names first, or JSON |
-| WINDLASS_MAX_PAYLOAD_BYTES | 6291456 | SageMaker's own limit for real-time endpoints |
+| WINDLASS_MAX_PAYLOAD_BYTES | 6291456 | SageMaker's own limit; else what batch transform sets, SAGEMAKER_MAX_PAYLOAD_IN_MB |
+| WINDLASS_STALLED_SECONDS | 30 | after which a connection is closed that sends half a head, or takes no more of an answer |
 | WINDLASS_QUEUE_SIZE | 100 | invocations that wait beyond those that run; more get a 503 |
 | WINDLASS_MAX_BATCH_SIZE | 32 | requests predicted together, where the model takes batches (see `hooks`); 1 is never |
 | WINDLASS_MAX_BATCH_DELAY_MS | 0 | how long the first of a batch waits for others; 0 takes what waits when a worker is free |
 | WINDLASS_DRAIN_SECONDS | 25 | after SIGTERM; SageMaker kills after 30 |
 
-It logs one JSON object a line: requests and life cycle on stdout, faults on stderr. A `/ping` that answers what the last one
-did is not logged again. A model that does not load ends the process with exit code 1 and the user's own traceback on stderr.
+Metrics for CloudWatch and spans for OpenTelemetry are off unless asked for: see `telemetry`.
+
+It logs one JSON object a line: requests and life cycle on stdout, faults on stderr, each with the id of its request (that of
+``X-Amzn-RequestId``, or a new one) and the inference id. So do log records of the user's code. A `/ping` that answers what the
+last one did is not logged again. A model that does not load ends the process with exit code 1 and the user's own traceback on
+stderr.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import math
@@ -48,16 +54,18 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from windlass.runtime import codecs, models
-from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, Reply, user_traceback
+from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, REQUEST_ID, Reply, user_traceback
 from windlass.runtime.metrics import Metrics
 from windlass.runtime.models import Models
 from windlass.runtime.settings import BadSetting, Settings, cores
-from windlass.runtime.workers import Answer, Busy, Failed, Headers, Job, Pool, Stream, environment
+from windlass.runtime.telemetry import Invoked, Recorder, Spans
+from windlass.runtime.workers import Answer, Busy, Failed, Job, Pool, Stream, environment
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -68,11 +76,9 @@ Send = Callable[[Message], Awaitable[None]]
 # server does, a request may just be on its way.
 _KEEP_ALIVE_SECONDS = 75
 _TICK_SECONDS = 0.05
-# Of silence between two parts of a request's head, or from a caller that takes no more of its answer.
-_STALLED_SECONDS = 30.0
 
 _INFERENCE_ID, _CUSTOM_ATTRIBUTES = INFERENCE_ID.encode(), CUSTOM_ATTRIBUTES.encode()
-_TIMEOUT = b"x-windlass-timeout-ms"
+_REQUEST_ID, _TIMEOUT = REQUEST_ID.encode(), b"x-windlass-timeout-ms"
 
 
 class Log:
@@ -141,6 +147,7 @@ class App:
         self._settings, self._log = settings, log
         self._pool: Pool | None = None
         self._models: Models | None = None
+        self._loading: Pool | None = None
         self._why_unhealthy = "the model is loading"
         self._draining = False
         self._begin = time.monotonic()
@@ -149,11 +156,21 @@ class App:
         self._idle = asyncio.Event()
         self._idle.set()
         self._metrics = Metrics()
+        self._observers: list[Callable[[Invoked], None]] = []
+        self._requests, self._origin = itertools.count(1), uuid.uuid4().hex[:12]
         self._loop = asyncio.get_running_loop()
         self._loop.call_later(_TICK_SECONDS, self._tick)
 
+    def observe(self, observer: Callable[[Invoked], None]) -> None:
+        """Let `observer` know of every invocation."""
+        self._observers.append(observer)
+
+    def loads(self, pool: Pool) -> None:
+        """What `/ping` tells of until there is something to serve."""
+        self._loading = pool
+
     def serve(self, pool: Pool) -> None:
-        self._pool = pool
+        self._pool, self._loading = pool, None
         self._why_unhealthy = ""
 
     def serve_many(self, models: Models) -> None:
@@ -245,6 +262,8 @@ class App:
     async def _ping(self, send: Send) -> None:
         reply = Reply(b"")
         if why := self._why_unhealthy or (self._pool.why_unhealthy if self._pool else ""):
+            if self._loading and not self._draining:
+                why += self._loading.loading_at
             age = time.monotonic() - self._begin
             reply = Reply(f"{why} ({age:.1f} s after the start).\n".encode(), status=503)
         if reply.status != self._last_ping:
@@ -255,8 +274,11 @@ class App:
     async def _invocations(self, scope: Scope, receive: Receive, send: Send, model: str | None = None) -> None:
         """One prediction, in multi-model mode of the model named."""
         begin = time.monotonic()
-        headers: Headers = scope["headers"]
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
         named = dict(headers)
+        if (given := named.get(_REQUEST_ID)) is None:
+            given = b"%s-%d" % (self._origin.encode(), next(self._requests))
+            headers.append((_REQUEST_ID, given))
         request = _Request(begin, begin + self._settings.timeout_seconds, receive)
         task = asyncio.current_task()
         assert task
@@ -300,15 +322,21 @@ class App:
         else:
             queue_seconds, model_seconds, size = (job.queue_seconds if job else 0.0), 0.0, 0
         self._metrics.request(status, seconds, queue_seconds, model_seconds, size)
+        request_id = json.dumps(given.decode("latin-1"))
+        if self._observers:
+            invoked = Invoked(status, seconds, queue_seconds, model_seconds, size, json.loads(request_id), named)
+            for observer in self._observers:
+                observer(invoked)
         path = "/invocations" if model is None else json.dumps(scope["path"])[1:-1]
         # json.dumps would cost a tenth of an echo's whole time.
         self._log.line(
             f'{{"time": {time.time():.3f}, "event": "request", "method": "POST", "path": "{path}", "status": {status}, '
             f'"ms": {seconds * 1e3:.3f}, "queue_ms": {queue_seconds * 1e3:.3f}, "model_ms": {model_seconds * 1e3:.3f}, '
-            f'"batch": {size}, "inference_id": {identity}}}'
+            f'"batch": {size}, "request_id": {request_id}, "inference_id": {identity}}}'
         )
         if error:
-            self._log.fault("invocation failed", status=status, inference_id=json.loads(identity), error=error)
+            ids = {"request_id": json.loads(request_id), "inference_id": json.loads(identity)}
+            self._log.fault("invocation failed", status=status, **ids, error=error)
 
     def _refusal(self, error: BaseException, request: _Request) -> Reply | None:
         """What a request is answered that has no answer of the model's."""
@@ -402,7 +430,7 @@ class App:
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         try:
             while (chunk := await stream.next()) is not None:
-                async with asyncio.timeout(_STALLED_SECONDS):
+                async with asyncio.timeout(self._settings.stalled_seconds):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
             stream.stop()
@@ -460,6 +488,36 @@ def _deadline(begin: float, headers: Mapping[bytes, bytes]) -> float:
     return begin + int(value) / 1000
 
 
+class _Patience:
+    """Closes connections that stand still: in the middle of a request's head, or of an answer that nobody takes.
+
+    Looked at in rounds, so that a request pays nothing. Bodies have their own deadline, and idle connections Uvicorn's.
+    """
+
+    def __init__(self, server: Any, stalled_seconds: float, log: Log) -> None:
+        self._server, self._seconds, self._log = server, stalled_seconds, log
+        self._seen: dict[Any, tuple[object, float]] = {}
+
+    def tick(self, now: float) -> None:
+        seen: dict[Any, tuple[object, float]] = {}
+        for connection in list(self._server.server_state.connections):
+            transport, cycle = connection.transport, connection.cycle
+            idle = cycle is None or cycle.response_complete
+            unsent = transport.get_write_buffer_size()
+            # Uvicorn's timer for idle connections runs from the end of an answer to the first byte of the next request.
+            if not unsent and not (idle and connection.timeout_keep_alive_task is None):
+                continue
+            state, since = self._seen.get(connection, (None, now))
+            if state != (cycle, unsent):
+                since = now
+            if now - since > self._seconds:
+                self._log.event("stalled", unsent_bytes=unsent)
+                transport.abort()
+                continue
+            seen[connection] = ((cycle, unsent), since)
+        self._seen = seen
+
+
 class _UvicornLog(logging.Handler):
     """Uvicorn's warnings (a request that is not HTTP, a fault in the application) in our form."""
 
@@ -496,6 +554,35 @@ def _server(app: App) -> Any:
     return Server(config)
 
 
+def _observe(app: App, settings: Settings, env: Mapping[str, str], log: Log) -> list[Callable[[], None]]:
+    """Set up what the environment asks for. Returns what to call at the end."""
+    closing: list[Callable[[], None]] = []
+    if settings.emf_seconds:
+        loop, recorder = asyncio.get_running_loop(), Recorder(settings.emf_dimensions)
+        app.observe(recorder.add)
+
+        def write() -> None:
+            if (line := recorder.line(time.time())) is not None:
+                log.line(line)
+
+        def write_again() -> None:
+            write()
+            loop.call_later(settings.emf_seconds, write_again)
+
+        loop.call_later(settings.emf_seconds, write_again)
+        closing.append(write)
+    if Spans.wanted(env):
+        if Spans.installed():
+            spans = Spans(env)
+            app.observe(spans.add)
+            closing.append(spans.close)
+        else:
+            log.fault(
+                "no spans", message="OpenTelemetry is configured, but not installed: pip install 'windlass[telemetry]'"
+            )
+    return closing
+
+
 async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener: socket.socket) -> int:
     """The life of the server: listen, load, serve, drain. Returns the exit code."""
     loop = asyncio.get_running_loop()
@@ -508,9 +595,17 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
         if not stop.done():
             stop.set_result(name)
 
+    closing = _observe(app, settings, env, log)
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal, signum.name)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    patience = _Patience(server, settings.stalled_seconds, log)
+
+    def look() -> None:
+        patience.tick(time.monotonic())
+        loop.call_later(1.0, look)
+
+    loop.call_later(1.0, look)
     host, port = listener.getsockname()[:2]
     log.event("listening", host=host, port=port, pid=os.getpid())
 
@@ -536,10 +631,11 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
         app.serve_many(many)
         log.event("ready", load_ms=0.0)
         await asyncio.wait([stop, serving], return_when=asyncio.FIRST_COMPLETED)
-        return await _finish(app, server, serving, stop, settings, log, many.close)
+        return await _finish(app, server, serving, stop, settings, log, closing, many.close)
 
     begin = time.monotonic()
     pool = start({})
+    app.loads(pool)
     events: list[asyncio.Future[Any]] = [pool.loaded, stop, serving]
     await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
     if pool.loaded.done() and (report := pool.loaded.result()) is not None:
@@ -551,7 +647,7 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
         app.serve(pool)
         log.event("ready", load_ms=round((time.monotonic() - begin) * 1e3, 1))
         await asyncio.wait(events[1:], return_when=asyncio.FIRST_COMPLETED)
-    return await _finish(app, server, serving, stop, settings, log, pool.close)
+    return await _finish(app, server, serving, stop, settings, log, closing, pool.close)
 
 
 async def _finish(
@@ -561,6 +657,7 @@ async def _finish(
     stop: asyncio.Future[str],
     settings: Settings,
     log: Log,
+    closing: Sequence[Callable[[], None]],
     close: Callable[[float], Awaitable[None]],
 ) -> int:
     """Drain and stop, with the workers that `close` ends. Returns the exit code."""
@@ -572,6 +669,8 @@ async def _finish(
     server.should_exit = True
     await serving
     await close(0 if abandoned else 1)
+    for last in closing:
+        await asyncio.to_thread(last)
     log.event("stopped", ms=round((time.monotonic() - begin) * 1e3, 1))
     log.flush()
     return 1 if abandoned else 0

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from windlass.runtime import telemetry
+
 
 class BadSetting(Exception):
     """An environment variable that cannot be used. The message names it."""
@@ -31,6 +33,9 @@ class Settings:
     max_batch_size: int
     batch_delay_seconds: float
     memory_bytes: int
+    stalled_seconds: float
+    emf_seconds: int
+    emf_dimensions: Mapping[str, str]
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> Settings:
@@ -52,6 +57,11 @@ class Settings:
 
         # In multi-model mode the server tells its workers which model is theirs.
         own = env.get("WINDLASS_MODEL_DIR")
+        payload_mb = number("SAGEMAKER_MAX_PAYLOAD_IN_MB", 6, 0, 2047)  # 0: batch transform's "no limit"
+        try:
+            emf_dimensions = telemetry.dimensions(env.get("WINDLASS_EMF_DIMENSIONS") or "")
+        except ValueError as error:
+            raise BadSetting(f"WINDLASS_EMF_DIMENSIONS: {error}.") from error
         model_dir = Path(own) if own else Path(env.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
         submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY") or ""
         # The SDKs also write s3://.../sourcedir.tar.gz here; that code has been unpacked into the model's folder.
@@ -68,12 +78,15 @@ class Settings:
             workers=number("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1, 1024),
             timeout_seconds=number("SAGEMAKER_MODEL_SERVER_TIMEOUT", 60, 1),
             default_accept=env.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or "",
-            max_payload_bytes=number("WINDLASS_MAX_PAYLOAD_BYTES", 6 << 20, 1),
+            max_payload_bytes=number("WINDLASS_MAX_PAYLOAD_BYTES", payload_mb << 20 or 2**31, 1),
             queue_size=number("WINDLASS_QUEUE_SIZE", 100, 0),
             drain_seconds=number("WINDLASS_DRAIN_SECONDS", 25, 0),
             max_batch_size=number("WINDLASS_MAX_BATCH_SIZE", 32, 1, 4096),
             batch_delay_seconds=number("WINDLASS_MAX_BATCH_DELAY_MS", 0, 0, 60_000) / 1000,
             memory_bytes=number("WINDLASS_MULTI_MODEL_MEMORY_BYTES", 0, 0, 2**50),
+            stalled_seconds=number("WINDLASS_STALLED_SECONDS", 30, 1, 3600),
+            emf_seconds=number("WINDLASS_EMF_SECONDS", 0, 0, 3600),
+            emf_dimensions=emf_dimensions,
         )
 
 

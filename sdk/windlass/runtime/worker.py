@@ -9,6 +9,7 @@ it does to the process (a crash, a deadlock, a signal handler) is undone by kill
 |---|---|
 | -> run, id, [(body, headers)] | the next batch |
 | -> stop | the caller of what is being streamed is gone |
+| <- loading, where | the model is not loaded yet, and this is what it does |
 | <- ready, batches | the model is loaded |
 | <- failed, report, out of memory | it is not, and the process ends |
 | <- replies, id, seconds, [reply] | the answers; a body of None is streamed: |
@@ -18,30 +19,63 @@ it does to the process (a crash, a deadlock, a signal handler) is undone by kill
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import select
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from windlass.runtime import wire
-from windlass.runtime.hooks import Handler, Invocation, Reply, chunks, failure, out_of_memory, user_traceback
+from windlass.runtime.hooks import (
+    HOOKS,
+    INFERENCE_ID,
+    REQUEST_ID,
+    Handler,
+    Invocation,
+    Reply,
+    chunks,
+    failure,
+    out_of_memory,
+    user_traceback,
+)
 from windlass.runtime.settings import Settings
 
 Headers = list[tuple[bytes, bytes]]
+_TELL_SECONDS = 1.0
 
 
-def serve(channel: socket.socket, handler: Handler) -> None:
+class Records(logging.Handler):
+    """Log records of the user's code as JSON on stderr, with the ids of the requests that are being answered."""
+
+    running: Sequence[Invocation] = ()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line: dict[str, Any] = {"time": round(record.created, 3), "event": "log", "level": record.levelname}
+        line |= {"logger": record.name, "message": record.getMessage()}
+        for field, name in (("request_ids", REQUEST_ID), ("inference_ids", INFERENCE_ID)):
+            line[field] = [found for each in self.running if (found := each.headers.get(name))]
+        if record.exc_info and record.exc_info[1]:
+            line["error"] = user_traceback(record.exc_info[1])
+        print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def serve(channel: socket.socket, handler: Handler, records: Records) -> None:
     """Answer batches until the other end is closed."""
     while (message := wire.read(channel)) is not None:
         if message[0] != "run":
             continue  # a stop that came when the stream had ended by itself
         _, batch, requests = message
         begin = time.perf_counter()
-        replies = handler.answer([_invocation(body, headers) for body, headers in requests])
+        invocations = [_invocation(body, headers) for body, headers in requests]
+        records.running = invocations
+        replies = handler.answer(invocations)
         if len(replies) > 1:
             replies = [_whole(reply) for reply in replies]
         answers = [_plain(reply) for reply in replies]
@@ -78,6 +112,45 @@ def _stream(channel: socket.socket, batch: int, parts: Iterator[Any]) -> str | N
     return None
 
 
+class _Loading(threading.Thread):
+    """Says every second in which line of the user's code the load is, so that the health check can."""
+
+    def __init__(self, channel: socket.socket, code_dir: Path) -> None:
+        super().__init__(daemon=True)
+        self._channel, self._code = channel, str(code_dir)
+        self._over, self._writing = threading.Event(), threading.Lock()
+
+    def run(self) -> None:
+        while not self._over.wait(_TELL_SECONDS):
+            with self._writing:
+                if (where := self._where()) and not self._over.is_set():
+                    try:
+                        self._channel.sendall(wire.pack(("loading", where)))
+                    except OSError:  # the server is gone
+                        return
+
+    def end(self) -> None:
+        """When this returns, nothing more is written by it."""
+        with self._writing:
+            self._over.set()
+
+    def _where(self) -> str:
+        frame, line = sys._current_frames().get(threading.main_thread().ident or 0), ""
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename.startswith(self._code):
+                line = line or f"at {Path(code.co_filename).name} line {frame.f_lineno}"
+                if code.co_name in HOOKS:
+                    return f"in {code.co_name}, {line}"
+            frame = frame.f_back
+        return line
+
+
+def _level(value: str | None) -> int:
+    """SageMaker gives the level as a number."""
+    return int(value) if value and value.isdecimal() else logging.INFO
+
+
 def _invocation(body: bytes, headers: Headers) -> Invocation:
     return Invocation(body, {name.decode("latin-1"): value.decode("latin-1") for name, value in headers})
 
@@ -104,14 +177,20 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = Settings.read(os.environ)
+    records = Records()
+    logging.basicConfig(level=_level(os.environ.get("SAGEMAKER_CONTAINER_LOG_LEVEL")), handlers=[records])
+    loading = _Loading(channel, settings.code_dir)
+    loading.start()
     try:
         handler = Handler.load(settings.model_dir, settings.code_dir, settings.program, settings.default_accept)
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, also SystemExit
+        loading.end()
         channel.sendall(wire.pack(("failed", user_traceback(error), out_of_memory(error))))
         return 1
+    loading.end()
     channel.sendall(wire.pack(("ready", handler.batches)))
     try:
-        serve(channel, handler)
+        serve(channel, handler, records)
     except ConnectionError:
         return 0  # the server is gone
     finally:

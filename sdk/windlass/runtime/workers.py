@@ -205,6 +205,8 @@ class _Worker(asyncio.Protocol):
                 if stream:
                     stream.end(message[3])
                 self._pool.finished(self)
+            elif kind == "loading":
+                self._pool.loading_at = f": {message[1]}"
             elif kind == "ready":
                 self.ready = True
                 self._pool.ready(self, batches=message[1])
@@ -249,6 +251,7 @@ class Pool:
     Attributes:
         loaded: done when the first worker has loaded the model (``None``) or failed to (the report).
         out_of_memory: whether it failed for want of memory.
+        loading_at: where the load is, as in ``: in model_fn, at inference.py line 7``; empty until a worker has said it.
     """
 
     def __init__(
@@ -274,6 +277,7 @@ class Pool:
         self._batcher = Batcher(1)
         self._due: asyncio.Handle | None = None
         self._closing = self.out_of_memory = False
+        self.loading_at = ""
         self._quiet: asyncio.Future[None] | None = None
         self._attempts = 0
         self.restarts = self.batches_answered = 0

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,14 @@ class Server:
         """Wait for a log line."""
         while True:
             line = self._lines.get(timeout=DEADLINE_SECONDS)
-            if line["event"] == name and fields.items() <= line.items():
+            if line.get("event") == name and fields.items() <= line.items():
                 return line
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The log lines that are left, of a server that has ended."""
+        self._reader.join(DEADLINE_SECONDS)
+        while not self._lines.empty():
+            yield self._lines.get()
 
     def listen(self) -> Server:
         self.port = self.event("listening")["port"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import json
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
@@ -513,3 +515,134 @@ def test_without_uvicorn_it_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
     assert server.main({}) == 1
     assert "pip install 'windlass[serve]'" in capsys.readouterr().err
+
+
+# --- callers that stand still, and large ones
+
+
+@pytest.fixture(scope="module")
+def impatient(start: Start) -> Server:
+    return start(
+        "def model_fn(d): return None\ndef transform_fn(model, body, content_type, accept): return bytes(30_000_000)",
+        WINDLASS_STALLED_SECONDS="1",
+    ).ready()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /invocations HTTP/1.1\r\nhost: x\r\n"], ids=["nothing", "half a head"])
+def test_a_connection_that_sends_no_whole_head_is_closed(impatient: Server, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert raw.recv(100) == b""
+    impatient.event("stalled", unsent_bytes=0)
+    assert impatient.client.get("/ping").status_code == 200
+
+
+def test_a_caller_that_takes_no_more_of_its_answer_is_cut_off(impatient: Server) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1")
+        assert impatient.event("stalled")["unsent_bytes"] > 1_000_000
+
+
+def test_an_idle_connection_is_kept(impatient: Server) -> None:
+    with socket.create_connection(("127.0.0.1", impatient.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 200")
+        with socket.create_connection(("127.0.0.1", impatient.port), DEADLINE_SECONDS) as other:
+            other.sendall(b"POST")
+            impatient.event("stalled")  # the one beside it is closed, this one is not
+        raw.sendall(b"GET /ping HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert raw.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_payload_of_100_mb_is_refused_at_once_or_served_where_it_is_allowed(start: Start) -> None:
+    large = bytes(100 << 20)
+    refusing = start(ECHO).ready()
+    with socket.create_connection(("127.0.0.1", refusing.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(large))
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")  # before any of the body has come
+    allowing = start(ECHO, WINDLASS_MAX_PAYLOAD_BYTES=str(200 << 20)).ready()
+    reply = allowing.invoke(large, content_type="application/octet-stream")
+    assert (reply.status_code, len(reply.content)) == (200, len(large))
+
+
+def test_ping_says_in_which_line_a_model_fn_hangs(start: Start) -> None:
+    running = start("""
+        def wait(path):
+            with open(path) as gate:
+                return gate.read()
+        def model_fn(model_dir): return wait(model_dir + "/gate")
+    """).listen()
+    with running.open_gate():
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while "in model_fn, at inference.py line 4" not in (said := running.client.get("/ping").text):
+            assert time.monotonic() < deadline, said
+    assert said.startswith("the model is loading: in model_fn")
+
+
+# --- models that give what cannot be answered
+
+
+@pytest.fixture(scope="module")
+def plain(start: Start) -> Server:
+    return start("def model_fn(d): return None\ndef predict_fn(data, model): return data").ready()
+
+
+@pytest.fixture(scope="module")
+def misfits(start: Start) -> Server:
+    return start("""
+        VALUES = [float("nan"), {"a": [object()]}, lambda: 1, [[1], [2, 3]], {1, 2}]
+        def model_fn(model_dir): return VALUES
+        def input_fn(body, content_type): return int(body)
+        def predict_fn(data, model): return model[data]
+    """).ready()
+
+
+@pytest.mark.parametrize(
+    ("which", "accept", "status", "says"),
+    [
+        (0, "application/json", 500, "the prediction is nan, which JSON cannot hold"),
+        (1, "application/json", 500, "a value of type object. Write an output_fn"),
+        (2, "application/json", 500, "a value of type function"),
+        (3, "application/x-npy", 406, "the prediction is no array"),
+        (4, "application/json", 500, "a value of type set"),
+    ],
+)
+def test_predictions_that_do_not_serialise(misfits: Server, which: int, accept: str, status: int, says: str) -> None:
+    reply = misfits.invoke(str(which).encode(), accept=accept)
+    assert reply.status_code == status
+    assert says in reply.text
+    assert misfits.client.get("/ping").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n1",
+        b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /invocations HTTP/9.9\r\n\r\n",
+        b"POST /invocations HTTP/1.1\r\nbad header\r\n\r\n",
+        b"\x00\x01\x02\r\n\r\n",
+    ],
+)
+def test_malformed_heads_are_a_400(echo: Server, head: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", echo.port), DEADLINE_SECONDS) as raw:
+        raw.sendall(head)
+        assert raw.recv(100).startswith(b"HTTP/1.1 4")
+    assert echo.invoke().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content_encoding": "br"}, 415),
+        ({"content_encoding": "gzip"}, 400),
+        ({"content_type": "application/json; charset=utf-7-or-so"}, 415),
+        ({"accept": ";;;q=0.0.0"}, 406),
+        ({"accept": "application/" + "x" * 5000}, 406),
+        ({"x_windlass_timeout_ms": "soon"}, 400),
+    ],
+)
+def test_headers_that_make_no_sense_are_refused(plain: Server, headers: dict[str, str], status: int) -> None:
+    assert plain.invoke(**headers).status_code == status
