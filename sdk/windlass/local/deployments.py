@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from windlass.local import containers, multi_model, quotas, storage
 from windlass.local.asynchronous import Queues
 from windlass.local.capture import Capture
 from windlass.local.dataplane import LOG_GROUP
+from windlass.local.endpoint import IN_PROGRESS, Deployed, Endpoint
 from windlass.local.endpoint_configs import EndpointConfigs, Model, Record, arn_of, instances_of, split, variants
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
@@ -35,7 +35,7 @@ from windlass.local.metric_store import Datum, Metric
 from windlass.local.multi_model import Repository
 from windlass.local.processes import Child
 from windlass.local.rollout import Counts, Policy, Rollout
-from windlass.local.router import Router, Share, share_of
+from windlass.local.router import share_of
 from windlass.local.serverless import STARTUP_SECONDS, ServerlessFleet, Settings, Values
 from windlass.local.utilisation import ENDPOINTS, Usage
 
@@ -45,80 +45,7 @@ FLUSH_INTERVAL_SECONDS = 1.0
 RECOVERY_SECONDS = 60.0
 """How long a rollback waits for the old fleet, which takes all traffic again, to be healthy."""
 
-IN_PROGRESS = frozenset({"Creating", "Updating", "RollingBack", "Deleting", "SystemUpdating"})
-
 _SAVED = ("region", "name", "arn", "status", "created", "modified", "failure", "deployment")
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """An endpoint config with the fleet that runs it. ``properties`` is the config as it is in force (see Retain...)."""
-
-    config: Record
-    properties: dict[str, Any]
-    fleet: Fleet
-    capture: Capture | None
-    since: datetime
-    models: dict[str, Model] = field(default_factory=dict)
-
-
-@dataclass
-class Endpoint:
-    """A live endpoint.
-
-    Attributes:
-        live: what it runs.
-        pending: what it changes to, while it changes.
-        left_over: what it should have changed to: it still serves beside ``live``, because going back failed, too.
-        before: where the traffic went before the change.
-    """
-
-    region: str
-    name: str
-    arn: str
-    status: str
-    created: datetime
-    modified: datetime
-    live: Deployed | None = None
-    pending: Deployed | None = None
-    left_over: Deployed | None = None
-    before: list[tuple[Fleet, Share]] = field(default_factory=list)
-    failure: str | None = None
-    deployment: dict[str, Any] | None = None
-    rollout: Rollout | None = None
-    router: Router = field(default_factory=Router)
-
-    @property
-    def asynchronous(self) -> Mapping[str, Any] | None:
-        """Its AsyncInferenceConfig; None for one that answers at once."""
-        shown = self.live or self.pending
-        return shown.properties.get("AsyncInferenceConfig") if shown else None
-
-    @property
-    def role(self) -> str | None:
-        """What SageMaker does for the endpoint itself, it does as the role of the first variant's model."""
-        shown = self.live or self.pending
-        models = list(shown.models.values()) if shown else []
-        return str(models[0].request["ExecutionRoleArn"]) if models else None
-
-    @property
-    def accepting(self) -> bool:
-        """Whether requests may be queued for it, whether or not an instance could take them now."""
-        return self.status == "SystemUpdating" or (self.live is not None and self.status != "Deleting")
-
-    @property
-    def guarded(self) -> bool:
-        """Whether a deployment with a DeploymentConfig has touched it: its metrics then tell the fleets apart."""
-        return self.deployment is not None
-
-    @property
-    def deployed(self) -> list[Deployed]:
-        """All that runs for it."""
-        return [each for each in (self.live, self.pending, self.left_over) if each]
-
-    def capture_of(self, fleet: Fleet) -> Capture | None:
-        """Where the traffic of that fleet is captured."""
-        return next((each.capture for each in self.deployed if each.fleet is fleet), None)
 
 
 class Deployments:
@@ -247,9 +174,7 @@ class Deployments:
             # What is left of the old fleet takes what it can bear at once; all of the traffic if all of it is left.
             self._shift(endpoint, {name: 1 - left[name] / count if count else 0.0 for name, count in begun.items()})
             # No alarm stops a rollback, and no limit: it is the way out of both.
-            rollback = endpoint.rollout = Rollout(
-                Policy(), clock=self._cloud.clock, alarm_states=dict, cancelled=self._closing.is_set
-            )
+            rollback = Rollout(Policy(), clock=self._cloud.clock, alarm_states=dict, cancelled=self._closing.is_set)
         self.announce(endpoint)
         back = _Moves(endpoint, gains=old.fleet, loses=new.fleet, shift_to=self._shift, abort=self.closed)
         steps = policy.steps_back(left=left, old=begun, new=new.fleet.counts())
@@ -453,24 +378,11 @@ class Deployments:
             self.save(endpoint)
         self.changed.notify_all()
 
-    def announce(self, endpoint: Endpoint) -> None:
-        shown = endpoint.live or endpoint.pending
-        event = {
-            "detail-type": "SageMaker Endpoint State Change",
-            "source": "aws.sagemaker",
-            "resources": [endpoint.arn],
-            "detail": {
-                "EndpointName": endpoint.name,
-                "EndpointArn": endpoint.arn,
-                "EndpointConfigName": shown.config.name if shown else "",
-                "EndpointStatus": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", endpoint.status).upper(),
-                "CreationTime": int(endpoint.created.timestamp() * 1000),
-                "LastModifiedTime": int(endpoint.modified.timestamp() * 1000),
-                "Tags": self._cloud.tags.get(endpoint.arn.lower(), {}),
-                **({"FailureReason": endpoint.failure} if endpoint.failure else {}),
-            },
-        }
+    def announce(self, endpoint: Endpoint, kind: str = "Endpoint") -> None:
+        """Tell EventBridge of a state change: of the endpoint, or of its deployment."""
         try:
+            with self.changed:
+                event = endpoint.event(kind, self._cloud.tags.get(endpoint.arn.lower(), {}))
             self._cloud.events.put(endpoint.region, event)
         except Exception:  # nobody's deployment stops because a rule cannot be matched
             log.exception("The event of endpoint %s is lost", endpoint.name)

@@ -147,6 +147,8 @@ class EndpointConfigs:
             )
         if shadows and "AsyncInferenceConfig" in request:
             raise Fault("ValidationException", "ShadowProductionVariants is not supported with AsyncInferenceConfig.")
+        if any("ServerlessConfig" in shadow for shadow in shadows):
+            raise Fault("ValidationException", "ServerlessConfig is not supported with ShadowProductionVariants.")
         stored = kept(request)
         for variant in variants(stored).values():
             self._check_variant(region, variant)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
 
 from windlass.local import cloud as clouds
 from windlass.local.dataplane import DataPlane
-from windlass.local.deployments import IN_PROGRESS, Deployed, Deployments, Endpoint
+from windlass.local.deployments import Deployments
+from windlass.local.endpoint import IN_PROGRESS, Deployed, Endpoint
 from windlass.local.endpoint_configs import EndpointConfigs, arn_of, instances_of, kept, page_of, variants
 from windlass.local.faults import Fault
-from windlass.local.instance import FAILURE_REASON_LENGTH
 from windlass.local.metering import Meter
 from windlass.local.rollout import Policy, Rollout
 from windlass.local.serverless import ServerlessFleet, Settings
@@ -72,44 +71,7 @@ class Hosting:
 
     def describe_endpoint(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
         with self._deployments.changed:
-            endpoint = self._deployments.endpoint(region, request["EndpointName"])
-            shown = endpoint.live or endpoint.pending
-            assert shown is not None
-            answer = {
-                "EndpointName": endpoint.name,
-                "EndpointArn": endpoint.arn,
-                "EndpointConfigName": shown.config.name,
-                "EndpointStatus": endpoint.status,
-                "CreationTime": endpoint.created,
-                "LastModifiedTime": endpoint.modified,
-            }
-            if endpoint.live:
-                answer |= _summaries(endpoint.live, None)
-            if endpoint.pending and endpoint.status in IN_PROGRESS:
-                rollout = endpoint.rollout
-                stage = rollout.stage if rollout else "Creating"
-                since = datetime.fromtimestamp(rollout.since, UTC) if rollout else endpoint.pending.since
-                answer["PendingDeploymentSummary"] = {
-                    "EndpointConfigName": endpoint.pending.config.name,
-                    **_summaries(endpoint.pending, {"Status": stage, "StartTime": since}),
-                    "StartTime": endpoint.pending.since,
-                }
-            if capture := shown.properties.get("DataCaptureConfig"):
-                on = capture.get("EnableCapture", True)
-                answer["DataCaptureConfig"] = {
-                    "EnableCapture": on,
-                    "CaptureStatus": "Started" if on and endpoint.status != "Failed" else "Stopped",
-                    "CurrentSamplingPercentage": capture["InitialSamplingPercentage"],
-                    "DestinationS3Uri": capture["DestinationS3Uri"],
-                    "KmsKeyId": capture.get("KmsKeyId", ""),
-                }
-            if endpoint.asynchronous:
-                answer["AsyncInferenceConfig"] = copy.deepcopy(dict(endpoint.asynchronous))
-            if endpoint.failure:
-                answer["FailureReason"] = endpoint.failure[:FAILURE_REASON_LENGTH]
-            if endpoint.deployment:
-                answer["LastDeploymentConfig"] = copy.deepcopy(endpoint.deployment)
-        return answer
+            return self._deployments.endpoint(region, request["EndpointName"]).described()
 
     def list_endpoints(self, region: str, request: Mapping[str, Any]) -> dict[str, Any]:
         summaries = [
@@ -153,6 +115,7 @@ class Hosting:
                 pace=self._cloud.pace,
                 alarm_states=lambda: self._cloud.alarms.states(region, list(policy.alarms)),
                 cancelled=lambda: self._deployments.closed() is not None,
+                entered=lambda: self._deployments.announce(endpoint, "Endpoint Deployment"),
             )
             self._deployments.become(endpoint, "Updating")
         self._deployments.announce(endpoint)
@@ -338,41 +301,3 @@ def _retain(live: Deployed, config: Mapping[str, Any], retained: set[str]) -> di
     if "DataCaptureConfig" in retained and "DataCaptureConfig" in live.properties:
         properties["DataCaptureConfig"] = copy.deepcopy(live.properties["DataCaptureConfig"])
     return properties
-
-
-def _summaries(deployed: Deployed, status: dict[str, Any] | None) -> dict[str, Any]:
-    """ProductionVariants and ShadowProductionVariants as DescribeEndpoint has them."""
-    roles = [role for role in ("ProductionVariants", "ShadowProductionVariants") if role in deployed.properties]
-    healthy = deployed.fleet.healthy()
-    return {
-        role: [
-            _summary(deployed, variant, healthy[name], status)
-            for name, variant in variants(deployed.properties, role).items()
-        ]
-        for role in roles
-    }
-
-
-def _summary(
-    deployed: Deployed, variant: Mapping[str, Any], healthy: int, status: dict[str, Any] | None
-) -> dict[str, Any]:
-    name = variant["VariantName"]
-    image = deployed.fleet.variants[name].image
-    summary = {
-        "VariantName": name,
-        "DeployedImages": [{"SpecifiedImage": image, "ResolvedImage": image, "ResolutionTime": deployed.since}],
-        "CurrentWeight": deployed.fleet.weights[name],
-        "DesiredWeight": variant["InitialVariantWeight"],
-    }
-    if "ServerlessConfig" in variant:
-        summary["CurrentServerlessConfig"] = summary["DesiredServerlessConfig"] = dict(variant["ServerlessConfig"])
-    else:
-        summary["CurrentInstanceCount"] = healthy
-        summary["DesiredInstanceCount"] = variant["InitialInstanceCount"]
-    if status:
-        if "InstanceType" in variant:
-            summary["InstanceType"] = variant["InstanceType"]
-        summary["VariantStatus"] = [status]
-    if "RoutingConfig" in variant:
-        summary["RoutingConfig"] = variant["RoutingConfig"]
-    return summary

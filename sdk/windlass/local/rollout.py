@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from windlass.local.clock import Clock
@@ -243,6 +244,7 @@ class Rollout:
         pace: bakes run on it.
         alarm_states: name -> state of the policy's alarms; one that does not exist is absent.
         cancelled: whether the server is closing.
+        entered: is called whenever the next stage begins.
     """
 
     def __init__(
@@ -253,12 +255,14 @@ class Rollout:
         pace: Clock | None = None,
         alarm_states: Callable[[], Mapping[str, str]],
         cancelled: Callable[[], bool],
+        entered: Callable[[], None] = lambda: None,
     ) -> None:
         self.policy, self._clock, self._pace, self._alarm_states = policy, clock, pace or clock, alarm_states
-        self._cancelled = cancelled
+        self._cancelled, self._entered = cancelled, entered
         self._deadline = clock.now() + policy.limit_seconds
-        self.stage, self.since = "Creating", clock.now()
-        """What happens to the new fleet, as VariantStatus has it, and the clock's time when that began."""
+        self._stage, self._since = "Creating", clock.now()
+        self._step = Step({}, {})
+        self._before: Counts = {}
 
     def objection(self) -> str | None:
         """Why this deployment must not go on, now; None while all is well."""
@@ -273,27 +277,50 @@ class Rollout:
             return f"Rolled back: the deployment took longer than {self.policy.limit_seconds:.0f} seconds."
         return None
 
+    def status(self, variant: str) -> dict[str, Any]:
+        """What happens to that variant of the new fleet, as VariantStatus has it."""
+        step, count = self._step, self._step.grow.get(variant, 0)
+        share = step.shares.get(variant, 0.0)
+        canary = "canary" if share < 1 and self.policy.batch is None and len(self.policy.shares) == 2 else "step"
+        capacity = f"{'full' if share >= 1 else canary} capacity of {max(1, round(share * count))} instance(s)"
+        last = share >= 1 and self.policy.batch is None
+        message = {
+            "Creating": f"Launching {count - self._before.get(variant, 0)} instance(s).",
+            "ActivatingTraffic": f"Activating traffic on {capacity}.",
+            "Baking": f"Baking for {step.bake_seconds:.0f} seconds "
+            f"({'TerminationWaitInSeconds' if last else 'WaitIntervalInSeconds'}) with traffic enabled on {capacity}.",
+            "Deleting": "Terminating the instances that it replaces.",
+        }[self._stage]
+        return {
+            "Status": self._stage,
+            "StatusMessage": message,
+            "StartTime": datetime.fromtimestamp(self._since, UTC),
+        }
+
     def run(self, steps: Sequence[Step], moves: Moves) -> str | None:
         """Step by step. Returns why the traffic must go back, or None when the new fleet has it all."""
         for step in steps:
             if reason := self.objection():
                 return reason
-            self._enter("Creating")
-            moves.grow(step.grow)
-            if reason := self.objection():
-                return reason
+            self._before, self._step = self._step.grow, step
+            if step.grow != self._before:
+                self._enter("Creating")
+                moves.grow(step.grow)
+                if reason := self.objection():
+                    return reason
             self._enter("ActivatingTraffic")
             moves.shift(step.shares)
             self._enter("Baking")
             if reason := self._bake(step.bake_seconds):
                 return reason
             if step.shrink is not None:
-                self._enter("Updating")
+                self._enter("Deleting")
                 moves.shrink(step.shrink)
         return None
 
     def _enter(self, stage: str) -> None:
-        self.stage, self.since = stage, self._clock.now()
+        self._stage, self._since = stage, self._clock.now()
+        self._entered()
 
     def _bake(self, seconds: float) -> str | None:
         until = self._pace.now() + seconds

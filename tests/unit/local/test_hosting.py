@@ -77,11 +77,16 @@ class Alarms:
 class Events:
     def __init__(self) -> None:
         self.details: list[Any] = []
+        self.deployments: list[Any] = []
         self.came = threading.Condition()
 
     def put(self, region: str, event: dict[str, Any]) -> None:
+        about = {
+            "SageMaker Endpoint State Change": self.details,
+            "SageMaker Endpoint Deployment State Change": self.deployments,
+        }
         with self.came:
-            self.details.append(event["detail"])
+            about[event["detail-type"]].append(event["detail"])
             self.came.notify_all()
 
     def wait_for(self, status: str) -> None:
@@ -503,6 +508,39 @@ def test_a_canary_takes_its_share_and_then_all(serving: Cloud) -> None:
     assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
     assert describe(serving)["EndpointConfigName"] == "v2"
     assert describe(serving)["LastDeploymentConfig"] == canary(percent=20)
+
+
+def test_eventbridge_hears_of_each_stage_of_a_deployment(serving: Cloud) -> None:
+    update(serving, "v2", DeploymentConfig=canary(percent=20, wait=100, termination=60))
+    for _ in range(2):
+        serving.clock.wait_for_sleeper()
+        serving.clock.advance(100.3)
+
+    assert serving.hosting.wait(REGION, "digits", timeout=30) == "InService"
+    heard = [
+        (each["EndpointStatus"], variant["VariantStatus"][0]["Status"], variant["VariantStatus"][0]["StatusMessage"])
+        for each in serving.events.deployments
+        for variant in each["PendingDeploymentSummary"]["ProductionVariants"]
+    ]
+    canary_bakes = "Baking for 100 seconds (WaitIntervalInSeconds) with traffic enabled on canary capacity"
+    fleet_bakes = "Baking for 60 seconds (TerminationWaitInSeconds) with traffic enabled on full capacity"
+    assert heard == [
+        ("UPDATING", "Creating", "Launching 1 instance(s)."),
+        ("UPDATING", "ActivatingTraffic", "Activating traffic on canary capacity of 1 instance(s)."),
+        (
+            "UPDATING",
+            "Baking",
+            f"{canary_bakes} of 1 instance(s).",
+        ),
+        ("UPDATING", "ActivatingTraffic", "Activating traffic on full capacity of 1 instance(s)."),
+        (
+            "UPDATING",
+            "Baking",
+            f"{fleet_bakes} of 1 instance(s).",
+        ),
+    ]
+    times = [each["PendingDeploymentSummary"]["StartTime"] for each in serving.events.deployments]
+    assert set(times) == {1_700_000_000_000}
 
 
 def test_an_alarm_brings_the_old_config_back(serving: Cloud) -> None:
