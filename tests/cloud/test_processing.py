@@ -342,6 +342,7 @@ def test_a_job_that_is_over_can_be_deleted_and_its_name_used_again(rig: Rig) -> 
         ({"AppSpecification": {"ImageUri": "x"}}, "ContainerEntrypoint"),
         ({"RoleArn": "arn:aws:iam::123456789012:role/none"}, "Could not assume role"),
         ({"outputs": [target("x", "s3://no-such-bucket-anywhere/x", f"{OUT}/x")]}, "does not exist"),
+        ({"inputs": [source("x", "s3://no-such-bucket-anywhere/x", f"{IN}/x")]}, "S3Input.S3Uri .* does not exist"),
         ({"outputs": [target("x", "s3://BUCKET/x", "/opt/ml/elsewhere")]}, "below /opt/ml/processing"),
         ({"inputs": [source("x", "s3://BUCKET/x", f"{IN}/../../../etc")]}, "below /opt/ml/processing"),
         ({"inputs": [source("code", "s3://BUCKET/x", f"{IN}/x")]}, "must be unique"),

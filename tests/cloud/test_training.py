@@ -484,6 +484,13 @@ def test_more_hosts_than_the_limit_are_refused_with_awss_code(rig: Rig) -> None:
     assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"
 
 
+def test_a_longer_runtime_than_the_limit_is_refused_with_awss_code(rig: Rig) -> None:
+    with pytest.raises(ClientError, match=r"2419200 Seconds.*MaxRuntimeInSeconds") as refused:
+        start(rig, "", StoppingCondition={"MaxRuntimeInSeconds": 29 * 86_400})
+
+    assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+
+
 def test_a_name_is_used_once(rig: Rig) -> None:
     asked = request(rig, "print('once')")
     rig.client("sagemaker").create_training_job(**asked)

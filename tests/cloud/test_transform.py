@@ -269,6 +269,16 @@ def streams(rig: Rig, job: str) -> list[str]:
         ({"MaxConcurrentTransforms": 20, "MaxPayloadInMB": 6}, "cannot exceed 100 MB"),
         ({"given": {"SplitType": "RecordIO"}}, "SplitType RecordIO"),
         ({"target": {"S3OutputPath": "s3://no-such-bucket-anywhere/x"}}, "does not exist"),
+        (
+            {
+                "given": {
+                    "DataSource": {
+                        "S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://no-such-bucket-anywhere/x"}
+                    }
+                }
+            },
+            "TransformInput.DataSource.S3DataSource.S3Uri .* does not exist",
+        ),
         ({"DataProcessing": {"InputFilter": "$..id"}}, "not a supported JSONPath"),
         ({"DataProcessing": {"JoinSource": "Input"}, "given": {"ContentType": "image/png"}}, "must both be text/csv"),
         ({"BatchStrategy": "Wrong"}, "batchStrategy"),

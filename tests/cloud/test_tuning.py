@@ -327,6 +327,26 @@ def test_what_aws_refuses_is_refused(
     assert refused.value.response["Error"]["Code"] == "ValidationException"
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"MaxNumberOfTrainingJobs": 751, "MaxParallelTrainingJobs": 1},
+        {"MaxNumberOfTrainingJobs": 200, "MaxParallelTrainingJobs": 101},
+    ],
+)
+def test_more_than_the_service_limits_is_refused_with_awss_code(
+    rig: Rig, source: Callable[[str], str], limits: dict[str, int]
+) -> None:
+    with pytest.raises(ClientError, match="account-level service limit") as refused:
+        start(
+            rig,
+            HyperParameterTuningJobConfig=config(limits=limits),
+            TrainingJobDefinition=definition(rig, source),
+        )
+
+    assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+
+
 def test_a_name_can_be_used_once(rig: Rig, source: Callable[[str], str], random_job: dict[str, Any]) -> None:
     with pytest.raises(ClientError, match="already exists") as refused:
         rig.client("sagemaker").create_hyper_parameter_tuning_job(

@@ -8,6 +8,7 @@ etc_hosts(hosts, block=3)               # algo-1 is 127.16.3.1, algo-2 is 127.16
 from __future__ import annotations
 
 import socket
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from windlass.local.processes import Child
+from windlass.local.quotas import Quota
 
 HOMOGENEOUS = "homogeneousCluster"
 """What SageMaker calls the one group of a job that names none."""
@@ -32,6 +34,8 @@ class Host:
         name: ``algo-1``.
         group: the name of its instance group.
         folder: what it finds at ``/opt/ml``.
+        quota: what it may use.
+        reader: what reads its log.
         tail: the last lines that it wrote.
     """
 
@@ -39,8 +43,15 @@ class Host:
     group: str
     instance_type: str
     folder: Path
+    quota: Quota
     child: Child | None = None
+    reader: threading.Thread | None = None
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=200))
+
+    @property
+    def pid(self) -> int:
+        """Of its process; 0 while there is none."""
+        return self.child.pid if self.child and self.child.poll() is None else 0
 
 
 def groups(resources: Mapping[str, Any]) -> list[tuple[str, str, int]]:
@@ -51,13 +62,27 @@ def groups(resources: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     return [(HOMOGENEOUS, resources.get("InstanceType", ""), resources.get("InstanceCount", 1))]
 
 
-def plan(resources: Mapping[str, Any], folder: Path) -> list[Host]:
-    """The hosts of a ResourceConfig, numbered through all groups, each in its own folder."""
+def plan(resources: Mapping[str, Any], folder: Path, *, most_memory: int | None = None) -> list[Host]:
+    """The hosts of a ResourceConfig, numbered through all groups, each in its own folder.
+
+    Args:
+        most_memory: bytes that each may use, instead of what its instance type has.
+    """
     flat = [(group, kind) for group, kind, count in groups(resources) for _ in range(count)]
     return [
-        Host(f"algo-{number}", group, kind, folder / f"algo-{number}")
-        for number, (group, kind) in enumerate(flat, start=1)
+        Host(name, group, kind, folder / name, Quota(name, kind, folder / name, volume_gib(resources), most_memory))
+        for name, (group, kind) in ((f"algo-{number}", one) for number, one in enumerate(flat, start=1))
     ]
+
+
+def volume_gib(resources: Mapping[str, Any]) -> int:
+    """VolumeSizeInGB of a ResourceConfig."""
+    return int(resources.get("VolumeSizeInGB") or 1)
+
+
+def exceeded(hosts: Sequence[Host]) -> str:
+    """FailureReason of a job of which a host uses more than it may; nothing if none does."""
+    return next((reason for host in hosts if (reason := host.quota.exceeded(host.pid))), "")
 
 
 def resource_config(hosts: Sequence[Host], current: Host) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from moto.core.responses import ActionResult, EmptyResult
 
 from windlass import artifact
 from windlass.errors import CorruptArtifact
-from windlass.local import channels, cluster, containers, environments, quotas, storage, training_request
+from windlass.local import channels, cluster, containers, environments, storage, training_request
 from windlass.local import cloud as clouds
 from windlass.local.channels import Pipe, Unreadable
 from windlass.local.checkpoints import Checkpoints
@@ -45,7 +45,7 @@ from windlass.local.lifecycle import INTERRUPTED
 from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import Container
-from windlass.local.quotas import Volume
+from windlass.local.quotas import GIB, WATCH_SECONDS
 from windlass.local.utilisation import JOBS, Usage
 
 if TYPE_CHECKING:
@@ -60,9 +60,6 @@ STOP_GRACE_SECONDS = 120.0
 
 PEER_GRACE_SECONDS = 5.0
 """The same, for the hosts of a job whose fate is sealed by another host."""
-
-WATCH_SECONDS = 0.25
-"""How often the limits of a running job are looked at. Its end is noticed at once."""
 
 FAILURE_REASON_CHARACTERS = 1024
 TERMINAL = ("Completed", "Failed", "Stopped")
@@ -210,10 +207,6 @@ class TrainingJob:
     def wait_limit(self) -> float:
         """MaxWaitTimeInSeconds; no limit for a job that does not run on spot instances."""
         return float((self.request.get("StoppingCondition") or {}).get("MaxWaitTimeInSeconds", math.inf))
-
-    @property
-    def volume_bytes(self) -> int:
-        return int(self.request["ResourceConfig"].get("VolumeSizeInGB", 1)) * quotas.GIB
 
     @property
     def output(self) -> str:
@@ -567,7 +560,7 @@ class TrainingJobs:
             if job.stopping.is_set():
                 raise _Stopped
             job.started = job.started or self._now()
-            job.hosts = cluster.plan(job.request["ResourceConfig"], job.folder)
+            job.hosts = cluster.plan(job.request["ResourceConfig"], job.folder, most_memory=self._memory_bytes)
             job.port = cluster.free_port(self._ports)
             self._ports.add(job.port)
             self._move(job, "Downloading")
@@ -743,7 +736,7 @@ class TrainingJobs:
                     cwd=base / "code",
                     output=writing,
                     container=Container(host.folder, hostname=host.name, hosts=job.folder / "hosts"),
-                    file_bytes=job.volume_bytes,
+                    file_bytes=cluster.volume_gib(job.request["ResourceConfig"]) * GIB,
                 )
                 self._usage.watch(job.region, JOBS, {"Host": f"{job.name}/{host.name}"}, host.child, host.folder)
                 if job.evicting.is_set():
@@ -769,7 +762,6 @@ class TrainingJobs:
     def _oversee(self, job: TrainingJob) -> None:
         """Return when every host has ended. Ends all when one fails or a limit is passed. Raises _Failed."""
         began = time.monotonic()
-        volumes = [Volume(host.folder, job.volume_bytes) for host in job.hosts]
         failed: Host | None = None
         verdict = ""
         while any(host.child and host.child.poll() is None for host in job.hosts):
@@ -783,7 +775,7 @@ class TrainingJobs:
             failed = next((host for host in job.hosts if host.child and host.child.poll()), None)
             if failed:
                 self._end_peers(job)
-            elif verdict := self._beyond(job, volumes):
+            elif verdict := cluster.exceeded(job.hosts):
                 self._kill(job)
                 break
             elif job.trained + now - began > job.runtime_limit:
@@ -805,8 +797,8 @@ class TrainingJobs:
         if not code and not failure.exists():
             return
         text = failure.read_text(encoding="utf-8", errors="replace").strip() if failure.exists() else ""
-        if quotas.disk_used(host.folder) >= 0.99 * job.volume_bytes:
-            text = f"{_full(job, host, job.volume_bytes)} {text}"
+        if full := host.quota.full():
+            text = f"{full} {text}"
         self._upload_output(job)
         raise _Failed(_algorithm_error(text or _last_traceback(host.tail), code))
 
@@ -819,21 +811,6 @@ class TrainingJobs:
         with self._change:
             self._terminate(job)
             job.kill_at = time.monotonic() + min(PEER_GRACE_SECONDS, self.stop_grace_seconds)
-
-    def _beyond(self, job: TrainingJob, volumes: Sequence[Volume]) -> str:
-        """FailureReason of a job that uses more than it may; nothing if it does not."""
-        for host, volume in zip(job.hosts, volumes, strict=True):
-            if filled := volume.overfull():
-                return f"ClientError: {_full(job, host, filled)}"
-            limit = self._memory_bytes or quotas.memory_bytes(host.instance_type) or 0
-            pid = host.child.pid if host.child and host.child.poll() is None else 0
-            if limit and pid and quotas.memory_bound(pid) > limit and (used := quotas.memory_used(pid)) > limit:
-                return (
-                    "ClientError: Please use an instance type with more memory, or reduce the size of training data processed"
-                    f" on an instance: {host.name} used {used / quotas.GIB:.2f} GiB of memory, and {host.instance_type} has"
-                    f" {limit / quotas.GIB:.2f} GiB."
-                )
-        return ""
 
     def _take(self, job: TrainingJob, host: Host, stream: LogStream, line: str) -> None:
         """One line of output: to the log, and through the metric definitions."""
@@ -973,14 +950,6 @@ def _with_channel(hosts: Sequence[Host], channel: Mapping[str, Any]) -> list[Hos
     """The hosts that get a channel: those of its instance groups, or all."""
     wanted = channels.source(channel).get("InstanceGroupNames")
     return [host for host in hosts if not wanted or host.group in wanted]
-
-
-def _full(job: TrainingJob, host: Host, used: int) -> str:
-    size = job.volume_bytes // quotas.GIB
-    return (
-        f"The job filled its disk: {host.name} holds {used / quotas.GIB:.2f} GiB in /opt/ml, and VolumeSizeInGB is {size}. "
-        "Ask for a larger volume."
-    )
 
 
 def _algorithm_error(text: str, code: int) -> str:

@@ -94,6 +94,7 @@ class Jobs(abc.ABC, Generic[J]):
         record: the class of one job.
         saved: what of a job outlives a restart.
         slots: how many run at a time; None for no bound. The others wait.
+        memory_bytes: what each host may use, instead of the memory of its instance type.
     """
 
     kind: ClassVar[str]
@@ -102,8 +103,14 @@ class Jobs(abc.ABC, Generic[J]):
     saved: ClassVar[tuple[str, ...]] = SAVED
 
     def __init__(
-        self, cloud: Cloud, *, slots: int | None = os.cpu_count() or 1, stop_grace_seconds: float = STOP_GRACE_SECONDS
+        self,
+        cloud: Cloud,
+        *,
+        slots: int | None = os.cpu_count() or 1,
+        stop_grace_seconds: float = STOP_GRACE_SECONDS,
+        memory_bytes: int | None = None,
     ) -> None:
+        self.memory_bytes = memory_bytes
         self.cloud = cloud
         self.slots = slots
         self.stop_grace_seconds = stop_grace_seconds

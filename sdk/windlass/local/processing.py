@@ -43,7 +43,7 @@ from windlass.local.lifecycle import (
 )
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import BASE, Container
-from windlass.local.quotas import GIB
+from windlass.local.quotas import GIB, WATCH_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,6 @@ class ProcessingJob(Job):
     @property
     def hosts(self) -> list[str]:
         return [f"algo-{number}" for number in range(1, _cluster(self.request).get("InstanceCount", 1) + 1)]
-
-
-@dataclass(eq=False)
-class _Host(Host):
-    """One instance of the cluster, with what reads its log."""
-
-    reader: threading.Thread | None = None
 
 
 class ProcessingJobs(Jobs[ProcessingJob]):
@@ -145,11 +138,11 @@ class ProcessingJobs(Jobs[ProcessingJob]):
                 "ValidationException",
                 "The local cloud runs scripts, not what an image starts by itself: give AppSpecification.ContainerEntrypoint.",
             )
-        cluster = _cluster(request)
-        if cluster.get("InstancePreferences"):
+        resources = _cluster(request)
+        if resources.get("InstancePreferences"):
             raise not_here("ProcessingResources.ClusterConfig.InstancePreferences")
         for member in ("InstanceType", "InstanceCount"):
-            if not cluster.get(member):
+            if not resources.get(member):
                 raise Fault("ValidationException", f"ProcessingResources.ClusterConfig.{member} must be given.")
         if (request.get("NetworkConfig") or {}).get("EnableNetworkIsolation"):
             raise not_here("NetworkConfig.EnableNetworkIsolation")
@@ -165,8 +158,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
     # The life of a job
 
     def work(self, job: ProcessingJob) -> None:
-        plan = cluster.plan(_cluster(job.request), job.folder)
-        hosts = [_Host(each.name, each.group, each.instance_type, each.folder) for each in plan]
+        hosts = cluster.plan(_cluster(job.request), job.folder, most_memory=self.memory_bytes)
         job.folder.mkdir(parents=True)
         (job.folder / "hosts").write_text(cluster.etc_hosts(hosts, next(self._blocks)), encoding="utf-8")
         for number, host in enumerate(hosts):
@@ -182,7 +174,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
             for host in hosts:
                 _upload(output, host.folder, {})
 
-    def _prepare(self, job: ProcessingJob, host: _Host, number: int) -> None:
+    def _prepare(self, job: ProcessingJob, host: Host, number: int) -> None:
         """Lay out what stands for /opt/ml on one host."""
         for folder in ("processing", "config", "output"):
             (host.folder / folder).mkdir(parents=True)
@@ -210,25 +202,30 @@ class ProcessingJobs(Jobs[ProcessingJob]):
         for name, content in config.items():
             (host.folder / "config" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
-    def _run_hosts(self, job: ProcessingJob, hosts: list[_Host]) -> None:
+    def _run_hosts(self, job: ProcessingJob, hosts: list[Host]) -> None:
         """Run the program on every host to its end. The first that fails ends the others."""
-        ended: queue.Queue[tuple[_Host, int]] = queue.Queue()
+        ended: queue.Queue[tuple[Host, int]] = queue.Queue()
         deadline = time.monotonic() + _max_runtime(job.request)
         overran = False
         try:
             for host in hosts:
                 self._start(job, host, ended)
-            for _ in hosts:
+            running = len(hosts)
+            while running:
                 try:
-                    host, code = ended.get(timeout=None if overran else max(0.0, deadline - time.monotonic()))
+                    host, code = ended.get(timeout=WATCH_SECONDS)
                 except queue.Empty:
-                    overran = True
-                    for each in hosts:
-                        if each.child:
-                            terminate(each.child, self.stop_grace_seconds)
-                    host, code = ended.get()
+                    if reason := cluster.exceeded(hosts):
+                        raise Failed(reason) from None
+                    if not overran and time.monotonic() >= deadline:
+                        overran = True
+                        for each in hosts:
+                            if each.child:
+                                terminate(each.child, self.stop_grace_seconds)
+                    continue
+                running -= 1
                 if code != 0 and not overran and not job.stopping.is_set():
-                    raise Failed(algorithm_error("", list(host.tail), code))
+                    raise Failed(_algorithm_error(host, code))
         finally:
             for host in hosts:
                 if host.child:
@@ -241,7 +238,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
         if job.stopping.is_set():
             raise Stopped
 
-    def _start(self, job: ProcessingJob, host: _Host, ended: queue.Queue[tuple[_Host, int]]) -> None:
+    def _start(self, job: ProcessingJob, host: Host, ended: queue.Queue[tuple[Host, int]]) -> None:
         stream = LogStream(job.region, LOG_GROUP, f"{job.name}/{host.name}-{int(self.now())}", self.cloud.clock)
         base = self.cloud.keeper.base(host.folder)
         command, environment = _placed(job, base, self.cloud.process_environment(job.region, self.role(job)))
@@ -256,7 +253,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
                     cwd=base,
                     output=writing,
                     container=Container(host.folder, hostname=host.name, hosts=job.folder / "hosts"),
-                    file_bytes=_cluster(job.request)["VolumeSizeInGB"] * GIB,
+                    file_bytes=cluster.volume_gib(_cluster(job.request)) * GIB,
                 )
                 host.child = child
                 job.children.append(child)
@@ -286,7 +283,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
 class _ContinuousUpload:
     """Sends outputs with S3UploadMode Continuous while the job runs, until :meth:`close` sends what is left."""
 
-    def __init__(self, job: ProcessingJob, hosts: list[_Host]) -> None:
+    def __init__(self, job: ProcessingJob, hosts: list[Host]) -> None:
         self._outputs = [each for each in job.outputs if each["S3UploadMode"] == "Continuous"]
         self._hosts = hosts
         self._sent: dict[Path, tuple[int, int]] = {}
@@ -353,9 +350,14 @@ def _moved(value: str, base: Path) -> str:
     return f"{base}{value.removeprefix(str(BASE))}" if inside else value
 
 
+def _algorithm_error(host: Host, code: int) -> str:
+    reason, full = algorithm_error("", list(host.tail), code), host.quota.full()
+    return f"AlgorithmError: {full} {reason.removeprefix('AlgorithmError: ')}" if full else reason
+
+
 def _cluster(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    cluster: Mapping[str, Any] = request["ProcessingResources"]["ClusterConfig"]
-    return cluster
+    resources: Mapping[str, Any] = request["ProcessingResources"]["ClusterConfig"]
+    return resources
 
 
 def _max_runtime(request: Mapping[str, Any]) -> int:
@@ -390,8 +392,13 @@ def _check_input(given: Mapping[str, Any]) -> None:
     if source.get("S3InputMode", "File") != "File":
         raise not_here(f"S3InputMode {source['S3InputMode']} {where}")
     _check_path(source, where)
-    if not s3_uri(source["S3Uri"]).startswith("s3://"):
+    uri = s3_uri(source["S3Uri"])
+    if not uri.startswith("s3://"):
         raise Fault("ValidationException", f"S3Input.S3Uri '{source['S3Uri']}' {where} must be an s3:// URI.")
+    if not storage.bucket_exists(uri):
+        raise Fault(
+            "ValidationException", f"The S3 bucket of S3Input.S3Uri '{source['S3Uri']}' {where} does not exist."
+        )
 
 
 def _check_output(given: Mapping[str, Any]) -> None:
@@ -417,7 +424,7 @@ def _check_path(location: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _exit_message(hosts: list[_Host]) -> str | None:
+def _exit_message(hosts: list[Host]) -> str | None:
     for host in hosts:
         path = host.folder / "output" / "message"
         if path.is_file():

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 GIB = 1 << 30
+WATCH_SECONDS = 0.25
+"""How often the limits of a running job are looked at."""
 
 # GiB of memory for each vCPU, by family, and vCPUs by size: https://aws.amazon.com/ec2/instance-types/
 _GIB_PER_CPU = {"c": 2.0, "m": 4.0, "r": 8.0, "g": 4.0, "p": 8.0, "trn": 8.0, "inf": 2.0}
@@ -63,6 +65,56 @@ class Volume:
         used = disk_used(self._folder)
         self._next = began + self.COST * (time.monotonic() - began)
         return used if used > self.limit_bytes else None
+
+
+class Quota:
+    """What one host of a job may use, watched while it runs.
+
+    Args:
+        host: its name, as reasons have it.
+        folder: what it finds at ``/opt/ml``.
+        volume_gib: VolumeSizeInGB.
+        most_memory: bytes, instead of what the instance type has.
+    """
+
+    def __init__(
+        self, host: str, instance_type: str, folder: Path, volume_gib: int, most_memory: int | None = None
+    ) -> None:
+        self._host, self._instance_type, self._volume_gib = host, instance_type, volume_gib
+        self._volume, self._folder = Volume(folder, volume_gib * GIB), folder
+        self._memory = most_memory or memory_bytes(instance_type) or 0
+
+    def exceeded(self, pid: int) -> str:
+        """FailureReason of a host that uses more than it may; nothing if it does not.
+
+        Args:
+            pid: of its process; 0 when that has ended.
+        """
+        if filled := self._volume.overfull():
+            return f"ClientError: {self._filled(filled)}"
+        return self.short_of_memory(pid)
+
+    def short_of_memory(self, pid: int) -> str:
+        """The same, of memory alone."""
+        # The bound costs little, and suffices for a job that behaves.
+        if self._memory and pid and memory_bound(pid) > self._memory and (used := memory_used(pid)) > self._memory:
+            return (
+                "ClientError: Please use an instance type with more memory, or reduce the size of training data processed"
+                f" on an instance: {self._host} used {used / GIB:.2f} GiB of memory, and {self._instance_type} has"
+                f" {self._memory / GIB:.2f} GiB."
+            )
+        return ""
+
+    def full(self) -> str:
+        """What to tell of a program that failed while its disk was full; nothing if it was not."""
+        used = disk_used(self._folder)
+        return self._filled(used) if used >= 0.99 * self._volume.limit_bytes else ""
+
+    def _filled(self, used: int) -> str:
+        return (
+            f"The job filled its disk: {self._host} holds {used / GIB:.2f} GiB in /opt/ml, and VolumeSizeInGB is"
+            f" {self._volume_gib}. Ask for a larger volume."
+        )
 
 
 def disk_used(folder: Path) -> int:

@@ -24,6 +24,9 @@ UNSUPPORTED = (
 DEFAULT_RUNTIME_SECONDS = 86_400
 """MaxRuntimeInSeconds when it is not given."""
 
+LONGEST_RUNTIME_SECONDS = 28 * 86_400
+"""The API reference of StoppingCondition."""
+
 
 def check(request: Mapping[str, Any]) -> None:
     """Raise the Fault that AWS would, or say what the local cloud does not implement."""
@@ -105,6 +108,13 @@ def _check_algorithm(request: Mapping[str, Any]) -> None:
 def _check_stopping(request: Mapping[str, Any]) -> None:
     condition = request.get("StoppingCondition") or {}
     wait, run = condition.get("MaxWaitTimeInSeconds"), condition.get("MaxRuntimeInSeconds", DEFAULT_RUNTIME_SECONDS)
+    if run > LONGEST_RUNTIME_SECONDS:
+        raise Fault(
+            "ResourceLimitExceeded",
+            f"The account-level service limit 'Longest run time for a training job' is {LONGEST_RUNTIME_SECONDS} Seconds, with"
+            f" current utilization of 0 Seconds and a request delta of {run} Seconds"
+            " (StoppingCondition.MaxRuntimeInSeconds).",
+        )
     if request.get("EnableManagedSpotTraining"):
         if wait is None:
             raise Fault(

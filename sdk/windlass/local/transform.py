@@ -28,11 +28,13 @@ from moto.core.responses import ActionResult, EmptyResult
 
 from windlass.local import cloud as clouds
 from windlass.local import containers, s3data, storage
+from windlass.local.containers import s3_uri
 from windlass.local.environments import Environments
 from windlass.local.faults import Fault
 from windlass.local.instance import STOP_GRACE_SECONDS, FleetFailed, Instance, Reply, Unanswered, VariantSpec
 from windlass.local.lifecycle import Failed, Job, Jobs, Stopped, not_here, when
 from windlass.local.logs import LogStream
+from windlass.local.quotas import WATCH_SECONDS, Quota
 from windlass.local.records import BadRecord, Processing, TooLarge, batches, kind_of
 from windlass.local.s3data import S3Object
 
@@ -63,9 +65,15 @@ ECHOED = (
 
 @dataclass(eq=False)
 class TransformJob(Job):
-    """Attributes: instances: its model servers."""
+    """What it has beyond any job.
+
+    Attributes:
+        instances: its model servers.
+        broken: set when one of them took more than it may, so that there is nobody to ask any more.
+    """
 
     instances: list[Instance] = field(default_factory=list)
+    broken: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,11 @@ class TransformJobs(Jobs[TransformJob]):
                 "ValidationException",
                 f"MaxConcurrentTransforms ({concurrent}) * MaxPayloadInMB ({size}) cannot exceed {LIMIT_MB} MB.",
             )
+        if not storage.bucket_exists(s3_uri(source["S3Uri"])):
+            raise Fault(
+                "ValidationException",
+                f"The S3 bucket of TransformInput.DataSource.S3DataSource.S3Uri '{source['S3Uri']}' does not exist.",
+            )
         if not target["S3OutputPath"].startswith("s3://") or not storage.bucket_exists(target["S3OutputPath"]):
             raise Fault(
                 "ValidationException",
@@ -184,8 +197,10 @@ class TransformJobs(Jobs[TransformJob]):
             ]
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                thread.join()
+            while any(thread.is_alive() for thread in threads):
+                for thread in threads:
+                    thread.join(WATCH_SECONDS)
+                self._cap_memory(job, problems)
         finally:
             for instance in job.instances:
                 instance.stop(STOP_GRACE_SECONDS)
@@ -200,6 +215,17 @@ class TransformJobs(Jobs[TransformJob]):
             "ExecutionRoleArn"
         ]
         return arn
+
+    def _cap_memory(self, job: TransformJob, problems: list[str]) -> None:
+        """End the job when an instance of it holds more memory than it may."""
+        kind = job.request["TransformResources"]["InstanceType"]
+        for number, instance in enumerate(job.instances, 1):
+            quota = Quota(f"algo-{number}", kind, instance.folder, 0, self.memory_bytes)
+            if reason := quota.short_of_memory(instance.pid):
+                job.broken.set()
+                with self.change:
+                    problems.insert(0, reason)
+                instance.kill(reason)
 
     def _launch(self, job: TransformJob, count: int) -> list[Instance]:
         """That many healthy instances of the model's server."""
@@ -270,7 +296,7 @@ class TransformJobs(Jobs[TransformJob]):
         )
 
         def transform(number: int, each: S3Object) -> None:
-            if job.stopping.is_set():
+            if job.stopping.is_set() or job.broken.is_set():
                 return
             folder = instance.folder / "data" / str(number)
             folder.mkdir(parents=True)
@@ -360,7 +386,7 @@ class TransformJobs(Jobs[TransformJob]):
         timeout, retries = _client_config(job)
         problem = ""
         for attempt in range(retries + 1):
-            if job.stopping.wait(min(0.1 * 2**attempt, 5.0) if attempt else 0):
+            if job.stopping.wait(min(0.1 * 2**attempt, 5.0) if attempt else 0) or job.broken.is_set():
                 raise _Refused("ClientError: The transform job was stopped")
             try:
                 reply = instance.request("POST", "/invocations", headers, body, timeout)

@@ -32,6 +32,9 @@ from windlass.local.search import HYPERBAND_RESOURCES, Range, Search, Trial, par
 OBJECTIVE = "_tuning_objective_metric"
 """The hyperparameter that tells every child which metric counts."""
 
+MOST_TRAINING_JOBS, MOST_PARALLEL_JOBS = 750, 100
+"""Of one tuning job: "Resource limits" of SageMaker's guide to automatic model tuning."""
+
 HOPELESS = 5
 """So many failures without a success end the tuning job."""
 
@@ -548,6 +551,16 @@ def _check_limits(config: Mapping[str, Any], definitions: list[Definition]) -> N
     limits = config["ResourceLimits"]
     most, parallel = limits.get("MaxNumberOfTrainingJobs"), limits["MaxParallelTrainingJobs"]
     combinations = sum(math.prod(each.size for each in definition.ranges) for definition in definitions)
+    for member, asked, limit in (
+        ("MaxNumberOfTrainingJobs", most or 0, MOST_TRAINING_JOBS),
+        ("MaxParallelTrainingJobs", parallel, MOST_PARALLEL_JOBS),
+    ):
+        if asked > limit:
+            raise Fault(
+                "ResourceLimitExceeded",
+                f"The account-level service limit of {member} for a hyperparameter tuning job is {limit}, and the request asks"
+                f" for {asked}.",
+            )
     if config["Strategy"] == "Grid":
         if most and most != combinations:
             raise Fault(

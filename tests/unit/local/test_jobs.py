@@ -63,6 +63,7 @@ class SmallCloud:
         self.keeper = Keeper()
         self.database = Database(state / "state.sqlite")
         self.metrics = Metrics()
+        self.tags: dict[str, dict[str, str]] = {}
         self.events = Events()
 
     def process_environment(self, region: str, role_arn: str | None = None) -> dict[str, str]:
