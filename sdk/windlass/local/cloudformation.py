@@ -30,7 +30,8 @@ from moto.core.responses import ActionResult, EmptyResult
 from windlass.local import roles
 from windlass.local.faults import Fault
 from windlass.local.iam import authorizer, principals
-from windlass.local.resources import ADMINISTRATOR, Made, Refusal, ResourceType, Services, kind_of
+from windlass.local.resource_types import kind_of
+from windlass.local.resources import ADMINISTRATOR, Made, Refusal, ResourceType, Services
 from windlass.local.templates import Scope, Template, invalid
 
 _SETTLED = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
