@@ -77,6 +77,28 @@ def client(service: str, *, region: str | None = None) -> Any:
         return _clients[key]
 
 
+@contextlib.contextmanager
+def acting_as(role_arn: str) -> Iterator[None]:
+    """Within it all clients act as a role, of another account if it is one; without one, nothing changes."""
+    if not role_arn:
+        yield
+        return
+    answer = call(
+        f"Assuming {role_arn}", client("sts").assume_role, RoleArn=role_arn, RoleSessionName="windlass-promote"
+    )
+    credentials, before = answer["Credentials"], boto3.DEFAULT_SESSION
+    boto3.setup_default_session(
+        aws_access_key_id=credentials["AccessKeyId"],
+        aws_secret_access_key=credentials["SecretAccessKey"],
+        aws_session_token=credentials["SessionToken"],
+        region_name=region(),
+    )
+    try:
+        yield
+    finally:
+        boto3.DEFAULT_SESSION = before
+
+
 def region() -> str:
     """The region that requests go to."""
     return str(client("sagemaker").meta.region_name)

@@ -32,6 +32,7 @@ class Comparison:
         interval: of the difference, at 95 % confidence (Wald interval for paired shares).
         p_value: of McNemar's exact test, two-sided.
         metrics: name -> value of the first, value of the second.
+        facts: where they come from: name -> of the first, of the second.
     """
 
     first: str
@@ -43,6 +44,7 @@ class Comparison:
     interval: tuple[float, float]
     p_value: float
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    facts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def better(self) -> str:
@@ -61,21 +63,64 @@ class Comparison:
 
     def to_html(self) -> str:
         """One page without scripts or outside resources."""
+        text = html.escape
+        first, second, low, high = text(self.first), text(self.second), *self.interval
         rows = "".join(
-            f"<tr><td>{html.escape(name)}<td>{a:.4f}<td>{b:.4f}<td>{b - a:+.4f}"
+            f"<tr><th scope=row>{text(name)}<td>{a:.4f}<td>{b:.4f}<td class={_sign(b - a)}>{b - a:+.4f}"
             for name, (a, b) in sorted(self.metrics.items())
         )
-        first, second = html.escape(self.first), html.escape(self.second)
-        return (
-            f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{first} and {second}</title>'
-            "<style>body{font:16px system-ui;max-width:48rem;margin:2rem auto;padding:0 1rem}"
-            "table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ccc}"
-            "</style>"
-            f"<h1>{first} and {second}</h1><p>{html.escape(str(self))}</p>"
-            f"<table><tr><th>metric<th>{first}<th>{second}<th>difference{rows}</table>"
-            f"<h2>Where they differ</h2><table><tr><th>right only in {first}<td>{self.only_first}"
-            f"<tr><th>right only in {second}<td>{self.only_second}</table></html>\n"
+        facts = "".join(
+            f"<tr><th scope=row>{text(name)}<td><code>{text(a) or '–'}</code><td><code>{text(b) or '–'}</code>"
+            for name, (a, b) in self.facts.items()
         )
+        verdict = f"{text(self.better)} is better" if self.better else "No difference that could not be chance"
+        both = self.samples - self.only_first - self.only_second
+        return (
+            f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{first} and {second}</title><style>{_STYLE}</style>"
+            f"<h1>{first} and {second}</h1><p class=verdict>{verdict}</p>"
+            f"<p>{self.samples} samples, McNemar's exact test: p = {self.p_value:.3g}</p>"
+            f"<h2>Accuracy of {second} minus that of {first}</h2>{_bar(self.difference, low, high)}"
+            f"<p>{self.difference:+.4f}, with 95 % confidence from {low:+.4f} to {high:+.4f}</p>"
+            f"<h2>Metrics</h2><table><tr><th><th>{first}<th>{second}<th>difference{rows}</table>"
+            f"<h2>Where they differ</h2><table><tr><th scope=row>right only in {first}<td>{self.only_first}"
+            f"<tr><th scope=row>right only in {second}<td>{self.only_second}"
+            f"<tr><th scope=row>right in both, or wrong in both<td>{both}</table>"
+            + (f"<h2>Where they come from</h2><table><tr><th><th>{first}<th>{second}{facts}</table>" if facts else "")
+            + "</html>\n"
+        )
+
+
+_STYLE = (
+    ":root{color-scheme:light dark;--line:#8884;--up:#1a7f37;--down:#c62828}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
+    "h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}.verdict{font-size:1.25rem;font-weight:600}"
+    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}"
+    "td,th{text-align:left;padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}"
+    "th[scope=row]{font-weight:400}.up{color:var(--up)}.down{color:var(--down)}svg{width:100%;height:3.5rem}"
+)
+
+
+def _sign(value: float) -> str:
+    return "up" if value > 0 else "down" if value < 0 else "same"
+
+
+def _bar(difference: float, low: float, high: float) -> str:
+    """The interval on a line that shows where no difference would be."""
+    reach = 1.2 * max(abs(low), abs(high), 1e-6)
+
+    def at(value: float) -> float:
+        return round(300 + 300 * value / reach, 1)
+
+    colour = "var(--up)" if low > 0 else "var(--down)" if high < 0 else "currentColor"
+    return (
+        f'<svg viewBox="0 0 600 56" role="img" aria-label="{low:+.4f} to {high:+.4f}">'
+        '<line x1="0" x2="600" y1="28" y2="28" stroke="var(--line)"/>'
+        '<line x1="300" x2="300" y1="8" y2="44" stroke="currentColor" stroke-dasharray="3 3"/>'
+        '<text x="300" y="55" font-size="11" text-anchor="middle" fill="currentColor">0</text>'
+        f'<line x1="{at(low)}" x2="{at(high)}" y1="28" y2="28" stroke="{colour}" stroke-width="6" stroke-linecap="round"/>'
+        f'<circle cx="{at(difference)}" cy="28" r="7" fill="{colour}"/></svg>'
+    )
 
 
 def compare(first: str, before: Mapping[str, Any], second: str, after: Mapping[str, Any]) -> Comparison:

@@ -11,6 +11,7 @@ Endpoint.from_name("digits")                          # in another process
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import uuid
@@ -492,6 +493,8 @@ def deploy(
         live=live,
         foundation=Contract.load(project),
     )
+    if current.signature:
+        plan = dataclasses.replace(plan, also=("kms:Verify",))
     if dry_run:
         return plan
     aws.execute(plan)

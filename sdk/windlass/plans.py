@@ -85,6 +85,7 @@ class Plan:
         uploads: files to S3, first.
         requests: then these, in order.
         dollars_per_hour: while it runs, on demand, us-east-1; ``None`` when the price is not in our table.
+        also: IAM actions of what is read or signed on the way.
     """
 
     verb: str
@@ -93,11 +94,12 @@ class Plan:
     uploads: tuple[Upload, ...] = ()
     dollars_per_hour: float | None = None
     notes: tuple[str, ...] = field(default=())
+    also: tuple[str, ...] = ()
 
     @property
     def actions(self) -> tuple[str, ...]:
         """IAM actions it needs, in order of first use."""
-        actions = ["s3:PutObject"] if self.uploads else []
+        actions = [*self.also, *(["s3:PutObject"] if self.uploads else [])]
         actions += [request.action for request in self.requests]
         if any(
             _find(request.params, "RoleArn") or _find(request.params, "ExecutionRoleArn") for request in self.requests

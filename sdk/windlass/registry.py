@@ -28,6 +28,7 @@ from windlass.plans import Plan
 from windlass.specs import check_name
 
 _RECORD = "version.json"
+_COMPARED = ("run", "git-commit", "data-digest", "parent", "license", "signed-by")
 _METADATA_MOST = 256  # characters of a value (SageMaker API reference, CustomerMetadataProperties)
 
 
@@ -213,7 +214,10 @@ class ModelVersion:
             InvalidInput: they were evaluated on different data, or do not say which samples were right.
         """
         after = ModelVersion.from_name(other) if isinstance(other, str) else other
-        return comparison.compare(self.name, self.evaluation, after.name, after.evaluation)
+        answer = comparison.compare(self.name, self.evaluation, after.name, after.evaluation)
+        facts = {name: (self.metadata.get(name, ""), after.metadata.get(name, "")) for name in _COMPARED}
+        facts |= {"size, MB": (f"{self.manifest.size / 1e6:.3f}", f"{after.manifest.size / 1e6:.3f}")}
+        return dataclasses.replace(answer, facts={name: pair for name, pair in facts.items() if any(pair)})
 
     def fetch(self, dest: str | Path) -> artifact.Bundle:
         """Download the bundle into a folder, and verify it.
@@ -245,6 +249,65 @@ class ModelVersion:
             (folder / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
             artifact.pack(folder, dest)
         return dest
+
+    def promote(
+        self,
+        *,
+        role_arn: str = "",
+        project: str = "windlass",
+        model: str | None = None,
+        approve: bool = False,
+        policy: Policy | None = None,
+        dry_run: bool = False,
+    ) -> ModelVersion | Plan:
+        """Enter it in another registry, of another account or project: bundle, evaluation, lineage and signature.
+
+            plan = version.promote(role_arn="arn:aws:iam::222222222222:role/windlass-deployer", dry_run=True)
+
+        Args:
+            role_arn: of the other account, to be assumed; empty: this account.
+            project: whose foundation there takes it.
+            model: the model package group there; by default named as here.
+            approve: set it ``Approved`` there at once; an approval here is not taken along.
+            policy: gates that must open.
+
+        Raises:
+            PolicyRefused, CorruptArtifact: as :meth:`verify`; nothing was sent then.
+            AccessDenied: the role may not be assumed.
+        """
+        where = f"Promoting {self.name}"
+        self.verify(policy)
+        group, archive = check_name(model or self.model, where), not self.model_uri.endswith("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            bundle = artifact.Bundle(Path(self.name), self.manifest, {})
+            if not dry_run:
+                bundle = self.fetch(Path(scratch) / "model")
+                bundle = artifact.repack(bundle, Path(scratch) / "model.tar.gz") if archive else bundle
+            scores = Path(scratch) / "evaluation.json"
+            if self.evaluation_uri:
+                scores.write_text(json.dumps(self.evaluation, sort_keys=True))
+            with aws.acting_as(role_arn):
+                made = _enter(
+                    bundle,
+                    group=group,
+                    parent=_newest(group, where),
+                    metadata={**_kept(self.metadata), "promoted-from": self.arn},
+                    image=self.image,
+                    evaluation=scores if self.evaluation_uri else None,
+                    evaluation_name="promoted",
+                    approve=approve,
+                    description=self.description,
+                    sign_with=None,
+                    archive=archive,
+                    contract=Contract.load(project),
+                    where=where,
+                    dry_run=dry_run,
+                )
+        if isinstance(made, Plan):
+            reads = ("sts:AssumeRole",) * bool(role_arn) + ("s3:GetObject",)
+            note = f"takes {self.manifest.size} bytes from {self.model_uri}" + (f", as {role_arn}" if role_arn else "")
+            return dataclasses.replace(made, verb="promote", also=(*reads, *made.also), notes=(*made.notes, note))
+        return made
 
     def delete(self, *, project: str = "windlass") -> None:
         """Take it out of the registry. What runs made of it stays on S3, where a lifecycle rule may end it.
@@ -299,6 +362,7 @@ def register(
     approve: bool = ...,
     description: str = ...,
     image: str | None = ...,
+    optimization: Sequence[Mapping[str, Any]] = ...,
     license: str = ...,
     policy: Policy | None = ...,
     sign_with: str | None = ...,
@@ -317,6 +381,7 @@ def register(
     approve: bool = ...,
     description: str = ...,
     image: str | None = ...,
+    optimization: Sequence[Mapping[str, Any]] = ...,
     license: str = ...,
     policy: Policy | None = ...,
     sign_with: str | None = ...,
@@ -334,6 +399,7 @@ def register(
     approve: bool = False,
     description: str = "",
     image: str | None = None,
+    optimization: Sequence[Mapping[str, Any]] = (),
     license: str = "",  # noqa: A002 - the field's name in the manifest
     policy: Policy | None = None,
     sign_with: str | None = None,
@@ -360,6 +426,7 @@ def register(
         evaluation: what :func:`windlass.evaluate` returned.
         approve: set it ``Approved`` at once; otherwise :meth:`ModelVersion.approve` does.
         image: inference image; by default AWS's PyTorch image for the region.
+        optimization: what was done to the weights after training, in order: ``[{"step": "quantize", "dtype": "int8"}]``.
         license: SPDX expression of the weights' licence; by default what the model card says.
         policy: gates that must open.
         sign_with: id, ARN or alias of an asymmetric KMS key that signs the manifest.
@@ -381,7 +448,15 @@ def register(
     parent = _newest(group, where)
     with tempfile.TemporaryDirectory() as scratch:
         bundle = _bundle(
-            source, code, evaluation, Path(scratch), where, example=example, license=license, archive=archive
+            source,
+            code,
+            evaluation,
+            Path(scratch),
+            where,
+            example=example,
+            optimization=optimization,
+            license=license,
+            archive=archive,
         )
         if policy:
             facts = _facts(bundle.manifest, evaluation.evaluation if evaluation else {}, _key_arn(sign_with))
@@ -444,13 +519,11 @@ def import_version(
         if record.get("evaluation"):
             scores.write_text(json.dumps(record["evaluation"], sort_keys=True))
         group = check_name(model or came_from.partition("/")[0], where)
-        # Who decided holds where it comes from; whose signature it was holds everywhere, for the digest is the same.
-        kept = {key: value for key, value in metadata.items() if key not in ("decided-by", "parent")}
         version = _enter(
             bundle,
             group=group,
             parent=_newest(group, where),
-            metadata={**kept, "digest": bundle.digest, "imported-from": came_from},
+            metadata={**_kept(metadata), "digest": bundle.digest, "imported-from": came_from},
             image=image,
             evaluation=scores if record.get("evaluation") else None,
             evaluation_name="imported",
@@ -464,6 +537,11 @@ def import_version(
         )
     assert isinstance(version, ModelVersion)
     return version
+
+
+def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What holds in another registry too: not who decided in this one, but whose signature it is, for the digest stays."""
+    return {key: value for key, value in metadata.items() if key not in ("decided-by", "parent")}
 
 
 def _enter(
@@ -514,6 +592,8 @@ def _enter(
         create_group=not _group_exists(group),
         **({"signature_types": types} if types else {}),
     )
+    if sign_with:
+        plan = dataclasses.replace(plan, also=("kms:DescribeKey", "kms:Sign"))
     if dry_run:
         return plan
     if archive:
@@ -533,6 +613,7 @@ def _bundle(
     where: str,
     *,
     example: Any,
+    optimization: Sequence[Mapping[str, Any]],
     license: str,  # noqa: A002
     archive: bool,
 ) -> artifact.Bundle:
@@ -571,6 +652,7 @@ def _bundle(
         code=code,
         source=lineage,
         evaluation=dict(evaluation.metrics) if evaluation else {},
+        optimization=optimization,
         license=license,
         cache=None if isinstance(source, Run) else artifact.DigestCache(),
     )

@@ -16,7 +16,7 @@ import torch
 from sklearn.linear_model import LinearRegression
 
 import windlass as wl
-from windlass import aliases, artifact, aws, foundation, signing
+from windlass import aliases, artifact, aws, foundation, registry, signing
 from windlass.cli import main
 from windlass.errors import Conflict, CorruptArtifact, InvalidInput, NotFound, PolicyRefused
 from windlass.foundation import Contract
@@ -248,6 +248,67 @@ def test_a_version_travels_as_a_file(project: str, group: str, model: Path, tmp_
     assert path.read_bytes() == version.export(tmp_path / "again.tar.gz").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def production(rig: Rig, project: str) -> Iterator[str]:
+    """Another project's foundation, and so another bucket and role."""
+    name = rig.unique("prod")
+    foundation.deploy(name)
+    yield name
+    foundation.destroy(name)
+
+
+def test_a_version_is_promoted_as_a_role_of_the_other_side(
+    rig: Rig, project: str, production: str, group: str, model: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = register(model, group, project=project, sign_with=key, approve=True, evaluation=evaluated("e", "1101"))
+    trust = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    role = rig.client("iam").create_role(RoleName=rig.unique("deployer"), AssumeRolePolicyDocument=document)["Role"][
+        "Arn"
+    ]
+    before = boto3.DEFAULT_SESSION
+
+    plan = version.promote(role_arn=role, project=production, model=f"{group}-prod", dry_run=True)
+
+    assert isinstance(plan, wl.Plan)
+    assert plan.actions[:3] == ("sts:AssumeRole", "s3:GetObject", "s3:PutObject")
+    assert version.model_uri in str(plan)
+    assert Contract.load(production).bucket in plan.uploads[0].uri
+    with pytest.raises(NotFound):
+        ModelVersion.list(f"{group}-prod")
+
+    seen: list[str] = []
+    enter = registry._enter
+
+    def entered(*arguments: Any, **options: Any) -> Any:
+        seen.append(aws.client("sts").get_caller_identity()["Arn"])
+        return enter(*arguments, **options)
+
+    monkeypatch.setattr(registry, "_enter", entered)
+    copy = version.promote(role_arn=role, project=production, model=f"{group}-prod")
+
+    assert isinstance(copy, ModelVersion)
+    assert role.rpartition("/")[2] in seen[0]
+    assert boto3.DEFAULT_SESSION is before
+    assert copy.model_uri.startswith(f"s3://{Contract.load(production).bucket}/")
+    assert (copy.approval, copy.metadata["promoted-from"]) == ("PendingManualApproval", version.arn)
+    assert copy.metadata["digest"] == version.metadata["digest"]
+    assert copy.evaluation == version.evaluation
+    copy.verify(wl.Policy(signed_by=(key,)))
+
+
+def test_an_archive_is_promoted_as_one_and_gates_hold(project: str, production: str, group: str, model: Path) -> None:
+    version = register(model, group, project=project, archive=True)
+
+    with pytest.raises(PolicyRefused, match="licence is apache-2"):
+        version.promote(project=production, model=f"{group}-prod", policy=wl.Policy(licenses=("MIT",)))
+    copy = version.promote(project=production, model=f"{group}-prod", approve=True)
+
+    assert isinstance(copy, ModelVersion)
+    assert (copy.approval, copy.model_uri.rpartition("/")[2]) == ("Approved", "model.tar.gz")
+    assert copy.manifest == version.manifest
+
+
 def test_a_damaged_file_is_not_imported(project: str, group: str, model: Path, tmp_path: Path) -> None:
     path = register(model, group, project=project).export(tmp_path / "version.tar.gz")
     body = bytearray(path.read_bytes())
@@ -338,6 +399,8 @@ def test_the_commands_of_a_version_s_life(
     assert "names version 2, not version 1" in said("alias", first, "champion", "--expected", "1", status=1)
     assert main(["versions", group, "--project", project]) == 0
     assert "champion" in capsys.readouterr().out
+    assert "sagemaker:CreateModelPackage" in said("promote", second, "--model", f"{group}-prod", "--dry-run")
+    assert f"{group}-prod/1" in said("promote", second, "--model", f"{group}-prod", "--to-project", project)
     said("export", f"{group}@champion", str(path))
     assert f"{group}-copy/1" in said("import", str(path), "--model", f"{group}-copy")
     assert "champion" in said("delete", second, "--yes", status=1)

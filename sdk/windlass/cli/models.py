@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from windlass.cli import show
-from windlass.cli.verbs import Json, Project
+from windlass.cli.verbs import DryRun, Json, PolicyFile, Project, read_policy
 
 app = typer.Typer(no_args_is_help=True)
 Version = Annotated[str, typer.Argument(help="As in digits/3, or digits@champion.")]
@@ -85,6 +85,40 @@ def import_(
     version = import_version(path, model, project=project)
     show.noun(version, as_json=as_json)
     show.hint(f"windlass approve {version.name}")
+
+
+@app.command()
+def promote(
+    version: Version,
+    role: Annotated[str, typer.Option("--role", help="ARN of a role of the other account, to be assumed.")] = "",
+    to_project: Annotated[
+        str, typer.Option("--to-project", help="Whose foundation there takes it; by default as here.")
+    ] = "",
+    model: Annotated[str | None, typer.Option("--model", help="Model package group there; by default as here.")] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="Approve it there at once.")] = False,
+    policy: PolicyFile = None,
+    project: Project = "windlass",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Enter a version in the registry of another account or project."""
+    from windlass.plans import Plan
+    from windlass.registry import ModelVersion
+
+    found = ModelVersion.from_name(version, project=project)
+    made = found.promote(
+        role_arn=role,
+        project=to_project or project,
+        model=model,
+        approve=approve,
+        policy=read_policy(policy),
+        dry_run=dry_run,
+    )
+    if isinstance(made, Plan):
+        typer.echo(str(made))
+        return show.hint("the same command without --dry-run")
+    show.noun(made, as_json=as_json)
+    return show.hint(f"windlass {'deploy' if approve else 'approve'} {made.name}, over there")
 
 
 @app.command()

@@ -154,7 +154,7 @@ def register(
         "image": image,
         "code": code,
         "license": license,
-        "policy": _policy(policy),
+        "policy": read_policy(policy),
         "sign_with": sign_with,
         "archive": archive,
         "project": project,
@@ -274,7 +274,7 @@ def deploy(
         error_topic=error_topic,
         **{"async_concurrency" if async_output else "serverless_concurrency": concurrency},
     )
-    common: dict[str, Any] = {"slos": _slos(slo, period), "policy": _policy(policy), "project": project, **options}
+    common: dict[str, Any] = {"slos": _slos(slo, period), "policy": read_policy(policy), "project": project, **options}
     if dry_run:
         return _print_plan(wl.deploy(version, endpoint, dry_run=True, **common))
     started = wl.deploy(version, endpoint, wait=False, **common)
@@ -478,7 +478,7 @@ def _slos(items: Sequence[str] | None, period: int | None) -> list[Slo]:
     return slos
 
 
-def _policy(path: Path | None) -> Policy | None:
+def read_policy(path: Path | None) -> Policy | None:
     if path is None:
         return None
     import yaml
