@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -67,22 +66,6 @@ class Office(Workshop):
             EndpointName=self.endpoint, DesiredWeightsAndCapacities=[change]
         )
         self.settled()
-
-    def metric(self, name: str, statistic: str = "Maximum", **dimensions: str) -> float | None:
-        """Over all that is known of it; None before it is."""
-        now = datetime.now(UTC)
-        points = self.cloudwatch.get_metric_statistics(
-            Namespace="AWS/SageMaker",
-            MetricName=name,
-            Dimensions=[
-                {"Name": key, "Value": value} for key, value in {"EndpointName": self.endpoint, **dimensions}.items()
-            ],
-            StartTime=now - timedelta(hours=1),
-            EndTime=now + timedelta(minutes=2),
-            Period=7200,
-            Statistics=[statistic],
-        )["Datapoints"]
-        return max((point[statistic] for point in points), default=None)
 
 
 @pytest.fixture
@@ -165,7 +148,7 @@ def test_what_the_model_cannot_answer_goes_to_the_failure_path(
     assert said in shared.rig.download(accepted["FailureLocation"]).decode()
     key = accepted["OutputLocation"].removeprefix(f"s3://{shared.bucket}/")
     assert not shared.s3.list_objects_v2(Bucket=shared.bucket, Prefix=key)["KeyCount"]
-    until(lambda: shared.metric("InvocationFailures", VariantName="main"), lambda it: it == 1)
+    until(lambda: shared.metric("InvocationFailures", "Maximum"), lambda it: it == 1)
 
 
 def test_an_input_that_is_not_there_fails_alone(shared: Office) -> None:
@@ -174,7 +157,7 @@ def test_an_input_that_is_not_there_fails_alone(shared: Office) -> None:
 
     outcomes = {shared.message()["invocationStatus"] for _ in range(2)}
     assert outcomes == {"Completed", "Failed"}
-    until(lambda: shared.metric("RequestDownloadFailures", "Sum", VariantName="main"), lambda it: it == 1)
+    until(lambda: shared.metric("RequestDownloadFailures", "Sum"), lambda it: it == 1)
 
 
 def test_requests_wait_for_an_instance_and_the_backlog_is_measured(office: Office) -> None:
@@ -183,16 +166,19 @@ def test_requests_wait_for_an_instance_and_the_backlog_is_measured(office: Offic
     assert office.describe()["ProductionVariants"][0]["CurrentInstanceCount"] == 0
     for number in range(3):
         office.submit(number)
-    until(lambda: office.metric("ApproximateBacklogSize"), lambda it: it == 3)
-    until(lambda: office.metric("HasBacklogWithoutCapacity"), lambda it: it == 1)
-    until(lambda: office.metric("ApproximateAgeOfOldestRequest"), lambda it: it is not None and it > 0)
+    until(lambda: office.metric("ApproximateBacklogSize", "Maximum", variant=None), lambda it: it == 3)
+    until(lambda: office.metric("HasBacklogWithoutCapacity", "Maximum", variant=None), lambda it: it == 1)
+    until(
+        lambda: office.metric("ApproximateAgeOfOldestRequest", "Maximum", variant=None),
+        lambda it: it is not None and it > 0,
+    )
 
     office.scale(1)
 
     assert [office.message()["invocationStatus"] for _ in range(3)] == ["Completed"] * 3
-    until(lambda: office.metric("InvocationsProcessed", "Sum", VariantName="main"), lambda it: it == 3)
-    until(lambda: office.metric("ApproximateBacklogSize", "Minimum"), lambda it: it == 0)
-    assert office.metric("TimeInBacklog", VariantName="main")
+    until(lambda: office.metric("InvocationsProcessed", "Sum"), lambda it: it == 3)
+    until(lambda: office.metric("ApproximateBacklogSize", "Minimum", variant=None), lambda it: it == 0)
+    assert office.metric("TimeInBacklog")
 
 
 def test_scaling_goes_to_zero_and_back(office: Office) -> None:

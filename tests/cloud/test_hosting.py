@@ -67,6 +67,23 @@ class Workshop:
         )
         return {**answer, "Prediction": json.loads(answer["Body"].read())}
 
+    def metric(
+        self, name: str, statistic: str = "Sum", namespace: str = "AWS/SageMaker", variant: str | None = "main"
+    ) -> float | None:
+        """Over all that is known of it; None before anything is."""
+        now = datetime.now(UTC)
+        named = {"EndpointName": self.endpoint, **({"VariantName": variant} if variant else {})}
+        points = self.cloudwatch.get_metric_statistics(
+            Namespace=namespace,
+            MetricName=name,
+            Dimensions=[{"Name": key, "Value": value} for key, value in named.items()],
+            StartTime=now - timedelta(hours=1),
+            EndTime=now + timedelta(minutes=2),
+            Period=7200,
+            Statistics=[statistic],
+        )["Datapoints"]
+        return max((point[statistic] for point in points), default=None)
+
     def close(self) -> None:
         for described in self.sagemaker.list_endpoints(NameContains=self.endpoint)["Endpoints"]:
             self.settled()

@@ -7,7 +7,6 @@ import json
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -66,20 +65,6 @@ class Library(Workshop):
     def ask(self, target: str, data: Any = 1) -> str:
         version: str = self.invoke(data, TargetModel=target)["Prediction"]["version"]
         return version
-
-    def metric(self, name: str, statistic: str = "Sum", namespace: str = "AWS/SageMaker") -> float | None:
-        now = datetime.now(UTC)
-        named = {"EndpointName": self.endpoint, "VariantName": "main"}
-        points = self.cloudwatch.get_metric_statistics(
-            Namespace=namespace,
-            MetricName=name,
-            Dimensions=[{"Name": key, "Value": value} for key, value in named.items()],
-            StartTime=now - timedelta(hours=1),
-            EndTime=now + timedelta(minutes=2),
-            Period=7200,
-            Statistics=[statistic],
-        )["Datapoints"]
-        return max((point[statistic] for point in points), default=None)
 
 
 @pytest.fixture

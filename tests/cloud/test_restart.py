@@ -20,6 +20,7 @@ from tests.cloud import test_processing as processing
 from tests.cloud import test_transform as transform
 from tests.cloud import test_tuning as tuning
 from tests.cloud.conftest import TRUST, Rig
+from tests.cloud.test_asynchronous import Office
 from tests.cloud.test_training import SAVE, finish, logged, request
 from windlass.local import LocalCloud
 
@@ -429,3 +430,24 @@ def test_a_reset_leaves_nothing_for_the_next_server(machine: Machine) -> None:
     rig = machine.restart()
     assert rig.client("s3").list_buckets()["Buckets"] == []
     assert rig.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
+
+
+def test_requests_that_wait_for_an_instance_outlive_a_server_that_is_killed(machine: Machine) -> None:
+    office = Office(machine.rig)
+    office.open()
+    office.scale(0)
+    accepted = [office.submit(number) for number in range(3)]
+
+    rig = machine.restart(signal.SIGKILL)
+
+    describe, change = rig.client("sagemaker").describe_endpoint, [{"VariantName": "main", "DesiredInstanceCount": 1}]
+    until(lambda: describe(EndpointName=office.endpoint)["EndpointStatus"] == "InService")
+    rig.client("sagemaker").update_endpoint_weights_and_capacities(
+        EndpointName=office.endpoint, DesiredWeightsAndCapacities=change
+    )
+    for number, each in enumerate(accepted):
+        key = each["OutputLocation"].removeprefix(f"s3://{rig.bucket}/")
+        rig.client("s3").get_waiter("object_exists").wait(Bucket=rig.bucket, Key=key, WaiterConfig={"Delay": 1})
+        assert json.loads(rig.download(each["OutputLocation"]))["echo"] == number
+    until(lambda: describe(EndpointName=office.endpoint)["EndpointStatus"] == "InService")
+    rig.client("sagemaker").delete_endpoint(EndpointName=office.endpoint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +61,6 @@ def test_parts_arrive_while_the_model_still_works(workshop: Workshop, tmp_path: 
     assert b"".join(part["PayloadPart"]["Bytes"] for part in parts) == b"second"
 
 
-def metric(workshop: Workshop, name: str) -> float:
-    now = datetime.now(UTC)
-    points = workshop.cloudwatch.get_metric_statistics(
-        Namespace="AWS/SageMaker",
-        MetricName=name,
-        Dimensions=[{"Name": "EndpointName", "Value": workshop.endpoint}, {"Name": "VariantName", "Value": "main"}],
-        StartTime=now - timedelta(hours=1),
-        EndTime=now + timedelta(minutes=2),
-        Period=7200,
-        Statistics=["Sum"],
-    )["Datapoints"]
-    return sum(float(point["Sum"]) for point in points)
-
-
 def test_a_stream_that_breaks_off_ends_in_an_error(workshop: Workshop, tmp_path: Path) -> None:
     answer = ask(workshop, {"go": str(tmp_path / "go"), "then": "die"})
     parts = iter(answer["Body"])
@@ -85,20 +70,20 @@ def test_a_stream_that_breaks_off_ends_in_an_error(workshop: Workshop, tmp_path:
     with pytest.raises(EventStreamError, match="ModelStreamError"):
         list(parts)
 
-    until(lambda: metric(workshop, "MidStreamErrors"), lambda it: it == 1)
-    assert metric(workshop, "FirstChunkLatency") > 0
+    until(lambda: workshop.metric("MidStreamErrors"), lambda it: it == 1)
+    assert (workshop.metric("FirstChunkLatency") or 0) > 0
     until(workshop.describe, lambda it: it["ProductionVariants"][0]["CurrentInstanceCount"] == 1)
 
 
 def test_a_caller_that_hangs_up_gives_its_instance_back(workshop: Workshop, tmp_path: Path) -> None:
-    before = metric(workshop, "Invocations")
+    before = workshop.metric("Invocations") or 0
     answer = ask(workshop, {"go": str(tmp_path / "go")})
     assert next(iter(answer["Body"]))
 
     answer["Body"].close()
     (tmp_path / "go").touch()
 
-    until(lambda: metric(workshop, "Invocations"), lambda it: it > before)
+    until(lambda: workshop.metric("Invocations") or 0, lambda it: it > before)
 
 
 def test_errors_of_the_model_arrive_before_the_stream(workshop: Workshop) -> None:

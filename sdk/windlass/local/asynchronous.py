@@ -34,12 +34,11 @@ from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, NoCapacity
 from windlass.local.iam.authorizer import acting_as
 from windlass.local.instance import Instance, Reply, Unanswered
+from windlass.local.metering import NAMESPACE
 from windlass.local.metric_store import Datum, Metric, MetricStore
 from windlass.local.router import Router
 
 log = logging.getLogger(__name__)
-
-NAMESPACE = "AWS/SageMaker"
 
 DEFAULT_TTL_SECONDS = 21_600
 DEFAULT_TIMEOUT_SECONDS = 900
@@ -490,12 +489,19 @@ class Queue:
         if request is None:
             held.close()
             return
-        threading.Thread(
+        work = threading.Thread(
             target=self._work,
             args=(request, target, fleet, instance, held),
             name=f"async-{request.inference_id}",
             daemon=True,
-        ).start()
+        )
+        try:
+            work.start()
+        except RuntimeError:  # this process may start no more threads for now
+            held.close()
+            with self._changed:
+                self._waiting.appendleft(request)
+            raise
 
     def _work(self, request: Request, target: Target, fleet: Fleet, instance: Instance, held: ExitStack) -> None:
         done = False

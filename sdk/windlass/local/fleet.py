@@ -53,6 +53,7 @@ class Fleet:
     """
 
     payload_limit_bytes = PAYLOAD_LIMIT_BYTES
+    memory_source = "its instance type has"
 
     def __init__(
         self,
@@ -200,8 +201,10 @@ class Fleet:
             limit = instance.spec.memory_bytes or 0
             # The bound counts what processes share for each of them. It costs little, and suffices for a server that behaves.
             if bounds.get(instance.pid, 0) > limit and (used := quotas.memory_used(instance.pid)) > limit:
-                has = f"its instance type has {limit / quotas.GIB:.2f} GiB"
-                instance.kill(f"The model server was ended: it used {used / quotas.GIB:.2f} GiB of memory, and {has}.")
+                amounts = (
+                    f"{used / quotas.GIB:.2f} GiB of memory, and {self.memory_source} {limit / quotas.GIB:.2f} GiB"
+                )
+                instance.kill(f"The model server was ended: it used {amounts}.")
 
     def healthy(self) -> dict[str, int]:
         """How many instances of each variant can answer now."""

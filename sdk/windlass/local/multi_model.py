@@ -25,14 +25,12 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from windlass.local import containers, storage
 from windlass.local.faults import Fault
 from windlass.local.iam.authorizer import acting_as
-
-if TYPE_CHECKING:
-    from windlass.local.instance import Instance, Reply
+from windlass.local.instance import Instance, Reply, Unanswered
 
 log = logging.getLogger(__name__)
 
@@ -253,8 +251,6 @@ class Cache:
             return self._models.pop(found[1])
 
     def _unload(self, model: _Model) -> None:
-        from windlass.local.instance import Unanswered
-
         try:
             reply = self._instance.request("DELETE", f"/models/{model.name}", {}, b"", _LOAD_SECONDS)
             if reply.status >= 300:

@@ -10,22 +10,25 @@ Rules and metrics: the SageMaker AI developer guide, "Deploy models with Serverl
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from windlass.local import quotas
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet
 from windlass.local.instance import INVOCATION_TIMEOUT_SECONDS, STOP_GRACE_SECONDS, Instance, LogSink, VariantSpec
+from windlass.local.metering import NAMESPACE
 from windlass.local.processes import Keeper
-from windlass.local.utilisation import memory_of
+from windlass.local.utilisation import ENDPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ IDLE_SECONDS = 300
 STARTUP_SECONDS = 180
 """What AWS allows a model to take from download to the health check."""
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS, _LOOKS_PER_MEASUREMENT = 0.2, 5
 _MIB = 1024 * 1024
 _PAYLOAD_LIMIT_BYTES = 4 * _MIB
 
@@ -117,6 +120,7 @@ class ServerlessFleet(Fleet):
     """
 
     payload_limit_bytes = _PAYLOAD_LIMIT_BYTES
+    memory_source = "its MemorySizeInMB is"
 
     def __init__(
         self,
@@ -130,12 +134,12 @@ class ServerlessFleet(Fleet):
         keeper: Keeper,
         open_log: Callable[[str], LogSink],
     ) -> None:
+        spec = replace(spec, memory_bytes=settings.memory_mb * _MIB)
         super().__init__(config, [spec], folder, keeper=keeper, open_log=open_log)
         self.settings = settings
         self._spec, self._pace, self._put = spec, pace, put
         self._idle_since: dict[str, float] = {}
         self._ended = threading.Event()
-        self._publish_again = 0.0
         self._watcher: threading.Thread | None = None
 
     # -- what a deployment sees: one "instance" that is always there -----------------------------------------------------
@@ -201,7 +205,7 @@ class ServerlessFleet(Fleet):
         began = time.perf_counter()
         self._launch(instance, lambda: "The endpoint was taken away." if self._ended.is_set() else None)
         setup = ("ModelSetupTime", (time.perf_counter() - began) * 1e6, "Microseconds")
-        self._put("AWS/SageMaker", [setup])
+        self._put(NAMESPACE, [setup])
 
     def release(self, instance: Instance) -> None:
         self._idle_since[instance.id] = self._pace.now()
@@ -219,7 +223,7 @@ class ServerlessFleet(Fleet):
                 ("ServerlessProvisionedConcurrencyInvocations", float(not spilt), "Count"),
                 ("ServerlessProvisionedConcurrencySpilloverInvocations", float(spilt), "Count"),
             ]
-        self._put("AWS/SageMaker", values)
+        self._put(NAMESPACE, values)
 
     # -- environments -----------------------------------------------------------------------------------------------------
 
@@ -264,27 +268,29 @@ class ServerlessFleet(Fleet):
         shutil.rmtree(instance.folder, ignore_errors=True)
 
     def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
+        for number in itertools.count():
+            if self._ended.wait(_LOOK_SECONDS):
+                return
             try:
                 self.look()
+                if number % _LOOKS_PER_MEASUREMENT == 0:
+                    self.measure()
             except Exception:
                 # What becomes of one environment must not leave the others without their limits.
                 log.exception("Looking after the environments of %s failed", self.config)
 
     def look(self) -> None:
         """End what holds too much memory, and what has been idle for too long."""
-        group = self.instances(self._spec.name)
-        used = memory_of([each.pid for each in group if each.ready])
-        limit = self.settings.memory_mb * _MIB
-        for each in group:
-            if (held := used.get(each.pid, 0)) > limit:
-                most = f"more than its MemorySizeInMB of {self.settings.memory_mb}"
-                each.kill(f"The environment was ended: it held {held / _MIB:.0f} MB of memory, {most}.")
-        if used and time.monotonic() >= self._publish_again:
-            self._publish_again = time.monotonic() + 1
-            self._put("/aws/sagemaker/Endpoints", [("MemoryUtilization", 100 * max(used.values()) / limit, "Percent")])
+        self.cap_memory()
         for each in self._idle():
             self._remove(each, grace_seconds=1)
+
+    def measure(self) -> None:
+        """Publish how much of its memory the fullest environment uses, if there is any."""
+        used = [quotas.memory_used(each.pid) for each in self.instances(self._spec.name) if each.ready]
+        if used:
+            share = 100 * max(used) / (self.settings.memory_mb * _MIB)
+            self._put(ENDPOINTS, [("MemoryUtilization", share, "Percent")])
 
     def _idle(self) -> list[Instance]:
         """Those that nothing has asked for a while, taken out of service, but for what is provisioned."""

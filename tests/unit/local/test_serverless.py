@@ -148,6 +148,7 @@ def test_an_environment_that_holds_too_much_memory_is_ended(variant: Variant) ->
     [instance] = fleet.instances("main")
     variant.ask(b"100")
     fleet.look()
+    fleet.measure()
     assert instance.ready
     assert 10 < max(variant.values["MemoryUtilization"]) < 50
 
@@ -157,7 +158,7 @@ def test_an_environment_that_holds_too_much_memory_is_ended(variant: Variant) ->
     instance.wait_ended()
 
     assert variant.streams.wait_for(
-        lambda: any("more than its MemorySizeInMB of 1024" in line for line in variant.streams.all)
+        lambda: any("its MemorySizeInMB is 1.00 GiB" in line for line in variant.streams.all)
     )
     assert variant.ask()
 
