@@ -536,6 +536,37 @@ DEPLOY: dict[str, Row] = {
     "no instance type for it": deploying(
         good, InvalidInput, "instance_type='m5'", "it looks like", instance_type="m5", cli=["--instance-type", "m5"]
     ),
+    "memory for it that no serverless endpoint has": deploying(
+        good,
+        InvalidInput,
+        "serverless_memory_mb=1500",
+        "multiple of 1024",
+        serverless_memory_mb=1500,
+        cli=["--serverless", "1500"],
+    ),
+    "a prefix for it without servers": deploying(
+        good,
+        InvalidInput,
+        "which serverless endpoints cannot read",
+        "archive=True",
+        serverless_memory_mb=1024,
+        cli=["--serverless", "1024"],
+    ),
+    "a folder for its answers that is not on S3": deploying(
+        good,
+        InvalidInput,
+        "async_output='/tmp/answers'",
+        "it looks like s3://bucket/answers",
+        async_output="/tmp/answers",
+        cli=["--async-output", "/tmp/answers"],
+    ),
+    "a topic for it and no queue": deploying(
+        good,
+        InvalidInput,
+        "error_topic needs async_output",
+        error_topic="arn:aws:sns:us-east-1:123456789012:t",
+        cli=["--error-topic", "arn:aws:sns:us-east-1:123456789012:t"],
+    ),
     "an instance type for it that is not there": deploying(
         good,
         Refused,
@@ -836,6 +867,7 @@ PLANS: dict[str, Callable[[Shop], wl.Plan | wl.Endpoint]] = {
     "evaluate": lambda shop: wl.evaluate(shop.run, {"test": shop.folder}, dry_run=True),
     "register": lambda shop: wl.register(shop.run, "a-new-model", dry_run=True),
     "deploy": lambda shop: wl.deploy(shop.version, "a-new-endpoint", slos=[wl.Slo.accuracy(0.9)], dry_run=True),
+    "queue": lambda shop: wl.deploy(shop.version, "a-new-endpoint", async_output="s3://answers/here", dry_run=True),
     "update": lambda shop: wl.deploy(shop.version, "live", dry_run=True),
     "rollback": lambda shop: with_a_past(shop).rollback(dry_run=True),
 }
@@ -863,6 +895,7 @@ COMMANDS: dict[str, Callable[[Shop], Sequence[object]]] = {
     "evaluate": lambda shop: ["evaluate", shop.run.name, "--data", f"test={shop.folder}"],
     "register": lambda shop: ["register", shop.run.name, "--model", "a-new-model"],
     "deploy": lambda shop: ["deploy", "good/1", "--endpoint", "a-new-endpoint", "--slo", "accuracy=0.9"],
+    "queue": lambda shop: ["deploy", "good/1", "--endpoint", "a-new-endpoint", "--async-output", "s3://answers/here"],
     "rollback": lambda shop: ["rollback", with_a_past(shop).name],
 }
 

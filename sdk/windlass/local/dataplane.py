@@ -23,9 +23,9 @@ from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet, NoCapacity
-from windlass.local.instance import PAYLOAD_LIMIT_BYTES, FleetFailed, Instance, Reply, Streamed, Unanswered
+from windlass.local.instance import PAYLOAD_LIMIT_BYTES, FleetFailed, Instance, NotReady, Reply, Streamed, Unanswered
 from windlass.local.metering import Meter, Sample
-from windlass.local.multi_model import NoModel, NotLoaded, NotReady, Values
+from windlass.local.multi_model import NoModel, NotLoaded, Values
 from windlass.local.router import Router
 from windlass.local.serverless import Throttled
 from windlass.local.shadow import Mirror
@@ -288,7 +288,7 @@ class DataPlane:
                 status=status,
                 model_seconds=None if status is None else seconds,
                 overhead_seconds=time.perf_counter() - began - seconds,
-                instances=fleet.healthy()[instance.spec.name],
+                instances=fleet.healthy()[instance.spec.name] if fleet.has_instances else None,
                 concurrent=concurrent,
                 more=more,
             )

@@ -54,6 +54,7 @@ class Fleet:
 
     payload_limit_bytes = PAYLOAD_LIMIT_BYTES
     memory_source = "its instance type has"
+    has_instances = True
 
     def __init__(
         self,

@@ -36,6 +36,9 @@ PAYLOAD_LIMIT_BYTES = 6 * 1024 * 1024
 INVOCATION_TIMEOUT_SECONDS = 60.0
 """How long a model may take to answer: InvokeEndpoint's limit."""
 
+PATIENCE_SECONDS = 55.0
+"""How long a request waits for what has to be started or loaded for it, before it is told to come again."""
+
 CHUNK_BYTES = 64 * 1024
 """The most of a streamed answer that is passed on at once."""
 
@@ -52,6 +55,10 @@ _PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports f
 
 class FleetFailed(Exception):
     """A fleet did not come up; ``str()`` is the endpoint's FailureReason."""
+
+
+class NotReady(Exception):
+    """What is to answer is still being started or loaded; ``str()`` says what."""
 
 
 class Unanswered(Exception):

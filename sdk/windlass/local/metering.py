@@ -29,7 +29,7 @@ class Sample:
         status: of the model server's answer; None when it gave none.
         model_seconds: until it had answered; None when it gave none.
         overhead_seconds: what the service itself added.
-        instances: healthy instances of the variant.
+        instances: healthy instances of the variant; None: it is serverless, and has none.
         concurrent: requests that its instance was answering, this one included.
         more: what only some invocations have: (name, value, unit).
     """
@@ -42,7 +42,7 @@ class Sample:
     status: int | None
     model_seconds: float | None
     overhead_seconds: float
-    instances: int
+    instances: int | None
     concurrent: int
     more: tuple[tuple[str, float, str], ...] = ()
 
@@ -50,12 +50,13 @@ class Sample:
         """Name, value and unit of each metric that this invocation adds to."""
         status = self.status or 500
         yield "Invocations", 1, "None"
-        yield "InvocationsPerInstance", 1 / max(1, self.instances), "None"
+        if self.instances is not None:
+            yield "InvocationsPerInstance", 1 / max(1, self.instances), "None"
+            yield "ConcurrentRequestsPerModel", self.concurrent, "None"
         # A zero for each success: their average is the error rate, which is what alarms watch.
         yield "Invocation4XXErrors", float(400 <= status < 500), "None"
         yield "Invocation5XXErrors", float(status >= 500), "None"
         yield "InvocationModelErrors", float(not 200 <= status < 300), "None"
-        yield "ConcurrentRequestsPerModel", self.concurrent, "None"
         yield "OverheadLatency", self.overhead_seconds * 1e6, "Microseconds"
         if self.model_seconds is not None:
             yield "ModelLatency", self.model_seconds * 1e6, "Microseconds"

@@ -30,12 +30,9 @@ from typing import Any
 from windlass.local import containers, storage
 from windlass.local.faults import Fault
 from windlass.local.iam.authorizer import acting_as
-from windlass.local.instance import Instance, Reply, Unanswered
+from windlass.local.instance import PATIENCE_SECONDS, Instance, NotReady, Reply, Unanswered
 
 log = logging.getLogger(__name__)
-
-WAIT_SECONDS = 55.0
-"""How long a request waits for its model before it is told to come again: InvokeEndpoint itself lasts 60 s."""
 
 _LOAD_SECONDS = 600.0
 _TAKEN, _FULL = 409, 507
@@ -46,10 +43,6 @@ Values = tuple[tuple[str, float, str], ...]
 
 class NoModel(Exception):
     """There is no such model under the prefix, or it is no archive; ``str()`` is AWS's message."""
-
-
-class NotReady(Exception):
-    """The model is still being loaded."""
 
 
 class NotLoaded(Exception):
@@ -157,7 +150,7 @@ class Cache:
             model.last_used = next(self._uses)
         try:
             try:
-                cost = model.cost.result(WAIT_SECONDS)
+                cost = model.cost.result(PATIENCE_SECONDS)
             except TimeoutError as error:
                 raise NotReady(f"The model {target} is still being downloaded or loaded. Try again.") from error
             values: Values = (("ModelCacheHit", float(hit), "None"),)
@@ -244,7 +237,7 @@ class Cache:
         with self._changed:
             if not any(each.loaded for each in self._models.values()):
                 return None  # the container's own memory is too small for it
-            self._changed.wait_for(idle, WAIT_SECONDS)
+            self._changed.wait_for(idle, PATIENCE_SECONDS)
             found = min(idle(), key=lambda each: each[0], default=None)
             if found is None:
                 return None

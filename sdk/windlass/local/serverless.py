@@ -17,6 +17,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,15 @@ from windlass.local import quotas
 from windlass.local.clock import Clock
 from windlass.local.faults import Fault
 from windlass.local.fleet import Fleet
-from windlass.local.instance import INVOCATION_TIMEOUT_SECONDS, STOP_GRACE_SECONDS, Instance, LogSink, VariantSpec
+from windlass.local.instance import (
+    INVOCATION_TIMEOUT_SECONDS,
+    PATIENCE_SECONDS,
+    STOP_GRACE_SECONDS,
+    Instance,
+    LogSink,
+    NotReady,
+    VariantSpec,
+)
 from windlass.local.metering import NAMESPACE
 from windlass.local.processes import Keeper
 from windlass.local.utilisation import ENDPOINTS
@@ -121,6 +130,8 @@ class ServerlessFleet(Fleet):
 
     payload_limit_bytes = _PAYLOAD_LIMIT_BYTES
     memory_source = "its MemorySizeInMB is"
+    has_instances = False
+    patience_seconds = PATIENCE_SECONDS
 
     def __init__(
         self,
@@ -199,13 +210,31 @@ class ServerlessFleet(Fleet):
         return chosen
 
     def prepare(self, instance: Instance) -> None:
-        """The cold start, if the environment is new. Raises FleetFailed."""
+        """The cold start, if the environment is new.
+
+        Raises:
+            FleetFailed: it did not come up.
+            NotReady: it takes longer than a request can wait, and goes on: a later request finds it.
+        """
         if instance.launched:
             return
-        began = time.perf_counter()
-        self._launch(instance, lambda: "The endpoint was taken away." if self._ended.is_set() else None)
-        setup = ("ModelSetupTime", (time.perf_counter() - began) * 1e6, "Microseconds")
-        self._put(NAMESPACE, [setup])
+        started: Future[None] = Future()
+
+        def start() -> None:
+            began = time.perf_counter()
+            try:
+                self._launch(instance, lambda: "The endpoint was taken away." if self._ended.is_set() else None)
+            except Exception as error:  # noqa: BLE001 - whoever waits for it gets it, whatever it is
+                started.set_exception(error)
+                return
+            self._put(NAMESPACE, [("ModelSetupTime", (time.perf_counter() - began) * 1e6, "Microseconds")])
+            started.set_result(None)
+
+        threading.Thread(target=start, name=f"start-{instance.id}", daemon=True).start()
+        try:
+            started.result(self.patience_seconds)
+        except TimeoutError as error:
+            raise NotReady("The endpoint's resources are still being provisioned. Try again.") from error
 
     def release(self, instance: Instance) -> None:
         self._idle_since[instance.id] = self._pace.now()

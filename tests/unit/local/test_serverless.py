@@ -16,7 +16,7 @@ import pytest
 from tests.unit.local.manual_clock import ManualClock
 from tests.unit.local.test_fleet import SERVER, Streams, spec
 from windlass.local.faults import Fault
-from windlass.local.instance import FleetFailed, Instance, Unanswered, VariantSpec
+from windlass.local.instance import FleetFailed, Instance, NotReady, Unanswered, VariantSpec
 from windlass.local.processes import Keeper
 from windlass.local.router import Router
 from windlass.local.serverless import IDLE_SECONDS, ServerlessFleet, Settings, Throttled, Values, check
@@ -28,6 +28,9 @@ HOARDING = SERVER.replace(
             held.append(bytearray(b"x") * (int(body) << 20))
         if body == b"die":""",
 ).replace("class Handler", "held = []\nclass Handler")
+
+
+PATH = {"PATH": os.environ["PATH"]}
 
 
 class Variant:
@@ -177,7 +180,7 @@ def test_a_model_that_does_not_start_fails_the_deployment_or_the_request(variant
     code = HOARDING.replace(
         "print(", f"assert os.path.exists({str(variant.folder / 'good')!r}), 'weights gone'\nprint(", 1
     )
-    fleet = variant.open(command=("python3", "-c", code), environment={"PATH": os.environ["PATH"]})
+    fleet = variant.open(command=("python3", "-c", code), environment=PATH)
     variant.idle(fleet)
     (variant.folder / "good").unlink()
 
@@ -186,7 +189,26 @@ def test_a_model_that_does_not_start_fails_the_deployment_or_the_request(variant
 
     assert count(fleet) == 0
     with pytest.raises(FleetFailed, match="weights gone"):
-        variant.open(command=("python3", "-c", code), environment={"PATH": os.environ["PATH"]})
+        variant.open(command=("python3", "-c", code), environment=PATH)
+
+
+def test_a_request_does_not_wait_for_ever_for_a_slow_start_and_a_later_one_finds_it(variant: Variant) -> None:
+    gate = variant.folder / "go"
+    gate.touch()
+    wait = f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)\nprint("
+    fleet = variant.open(command=("python3", "-c", HOARDING.replace("print(", wait, 1)), environment=PATH)
+    variant.idle(fleet)
+    gate.unlink()
+    fleet.patience_seconds = 0.1
+
+    with pytest.raises(NotReady, match="still being provisioned"):
+        variant.ask()
+
+    [instance] = fleet.instances("main")
+    gate.touch()
+    assert instance.wait_ready(20)
+    assert variant.ask()
+    assert fleet.instances("main") == [instance]
 
 
 def test_the_limits_change_while_it_serves(variant: Variant) -> None:
