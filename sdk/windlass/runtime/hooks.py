@@ -9,6 +9,8 @@
     def model_warmup_fn(model_dir, model): ...            # before the first request
     def predict_batch_fn(datas, model): ...               # -> as many predictions: predict_fn for several requests at once
 
+    max_concurrency = 32                                  # so many calls at once, in threads: the model batches by itself
+
 Each may take one more parameter, the `Context`. A hook that is not there has a default: typed by the signature in
 ``windlass.json``, else by what came; without a `model_fn`, the model is one that loads itself (see `engines`). Predictions of
 a `transformers` pipeline are read and written as the Hugging Face toolkit does (see `pipelines`), tensors as the PyTorch
@@ -223,8 +225,9 @@ class Handler:
         signature: Signature | None,
         default_accept: str = "",
         predict: Callable[[Any], Any] | None = None,
+        concurrency: int = 1,
     ) -> None:
-        self._model = model
+        self._model, self.concurrency = model, concurrency
         self._default_accept = default_accept or (signature.accept_types[0] if signature else codecs.JSON)
         self._device = "cuda" if _cuda() else "cpu"
         self._properties = _properties(model_dir)
@@ -265,7 +268,8 @@ class Handler:
             Exception: whatever the user's own code raised.
         """
         signature, loader = _manifest(model_dir)
-        hooks = _hooks(_import(code_dir, program), program) if (code_dir / program).is_file() else {}
+        module = _import(code_dir, program) if (code_dir / program).is_file() else None
+        hooks, concurrency = (_hooks(module, program), _concurrency(module, program)) if module else ({}, 1)
         context = Context(_properties(model_dir))
         if "pre_model_fn" in hooks:
             hooks["pre_model_fn"](context, str(model_dir))
@@ -280,7 +284,7 @@ class Handler:
             if loaded is None:
                 raise HookError(_nothing_to_load(code_dir, program))
             model, predict = loaded.model, loaded.predict
-        handler = cls(model, hooks, model_dir, signature, default_accept, predict)
+        handler = cls(model, hooks, model_dir, signature, default_accept, predict, concurrency)
         if "model_warmup_fn" in hooks:
             hooks["model_warmup_fn"](context, str(model_dir), model)
         return handler
@@ -490,6 +494,13 @@ def _hooks(module: ModuleType, program: str) -> dict[str, _Hook]:
     if "transform_fn" in hooks and parts:
         raise HookError(f"{program} defines transform_fn together with {', '.join(parts)}. Use one or the other.")
     return hooks
+
+
+def _concurrency(module: ModuleType, program: str) -> int:
+    value = getattr(module, "max_concurrency", 1)
+    if type(value) is not int or not 1 <= value <= 1024:
+        raise HookError(f"max_concurrency in {program} is {value!r}. It is a whole number from 1 to 1024.")
+    return value
 
 
 def _nothing_to_load(code_dir: Path, program: str) -> str:

@@ -2,15 +2,16 @@
 
     python -m windlass.runtime.worker FD          # started by `windlass.runtime.workers`, never by hand
 
-FD is its end of a socket to the server. The user's code runs in the main thread of this process and nowhere else, so that what
-it does to the process (a crash, a deadlock, a signal handler) is undone by killing it.
+FD is its end of a socket to the server. The user's code runs in the main thread of this process and nowhere else, unless its
+`max_concurrency` asks for several requests at once, each in a thread. What it does to the process (a crash, a deadlock, a
+signal handler) is undone by killing it.
 
 | message | |
 |---|---|
 | -> run, id, [(body, headers)] | the next batch |
-| -> stop | the caller of what is being streamed is gone |
+| -> stop, id | the caller of what is being streamed is gone |
 | <- loading, where | the model is not loaded yet, and this is what it does |
-| <- ready, batches | the model is loaded |
+| <- ready, batches, concurrency | the model is loaded |
 | <- failed, report, out of memory | it is not, and the process ends |
 | <- replies, id, seconds, [reply] | the answers; a body of None is streamed: |
 | <- chunk, id, bytes | |
@@ -29,6 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,46 @@ def serve(channel: socket.socket, handler: Handler, records: Records) -> None:
         if replies[0].stream is not None:
             error = _stream(channel, batch, replies[0].stream)
             channel.sendall(wire.pack(("end", batch, time.perf_counter() - begin, error)))
+
+
+def serve_concurrently(channel: socket.socket, handler: Handler, records: Records) -> None:
+    """Answer requests as they come, each in a thread of its own, until the other end is closed.
+
+    What they share is the model's: one that batches by itself at every step, as generation does.
+    """
+    writing, stopped = threading.Lock(), set[int]()
+
+    def send(*message: Any) -> None:
+        with writing:
+            channel.sendall(wire.pack(message))
+
+    def run(number: int, invocation: Invocation) -> None:
+        begin = time.perf_counter()
+        reply = handler(invocation)
+        send("replies", number, time.perf_counter() - begin, [_plain(reply)])
+        if reply.stream is None:
+            return
+        error = None
+        try:
+            for chunk in chunks(reply.stream):
+                if number in stopped:
+                    break
+                send("chunk", number, chunk)
+        except ConnectionError:
+            return
+        except BaseException as raised:  # noqa: BLE001 - the user's code may raise anything
+            error = user_traceback(raised)
+        if (close := getattr(reply.stream, "close", None)) is not None:
+            close()  # the generator's `finally` cancels what is still being made
+        stopped.discard(number)
+        send("end", number, time.perf_counter() - begin, error)
+
+    with ThreadPoolExecutor(handler.concurrency) as threads:
+        while (message := wire.read(channel)) is not None:
+            if message[0] == "stop":
+                stopped.add(message[1])
+            elif message[0] == "run":
+                threads.submit(run, message[1], _invocation(*message[2][0]))
 
 
 def _whole(reply: Reply) -> Reply:
@@ -188,9 +230,9 @@ def main() -> int:
         channel.sendall(wire.pack(("failed", user_traceback(error), out_of_memory(error))))
         return 1
     loading.end()
-    channel.sendall(wire.pack(("ready", handler.batches)))
+    channel.sendall(wire.pack(("ready", handler.batches, handler.concurrency)))
     try:
-        serve(channel, handler, records)
+        (serve if handler.concurrency == 1 else serve_concurrently)(channel, handler, records)
     except ConnectionError:
         return 0  # the server is gone
     finally:

@@ -68,8 +68,8 @@ class Answer:
 class Stream:
     """Chunks on their way from a worker to a caller."""
 
-    def __init__(self, worker: _Worker) -> None:
-        self._worker = worker
+    def __init__(self, worker: _Worker, number: int) -> None:
+        self._worker, self._number = worker, number
         self._chunks: deque[bytes] = deque()
         self._bytes = 0
         self._more = asyncio.Event()
@@ -93,7 +93,7 @@ class Stream:
         """The caller is gone."""
         if not self._ended:
             self.end(None)
-            self._worker.stop_stream()
+            self._worker.stop_stream(self._number)
             self._worker.resume()
 
     async def next(self) -> bytes | None:
@@ -127,18 +127,20 @@ class Job:
 
 
 class _Worker(asyncio.Protocol):
-    """One process and what it is doing."""
+    """One process and what it is doing: one batch at a time, or as many single requests at once as its model takes."""
 
     def __init__(self, pool: Pool, number: int) -> None:
         self._pool, self.number = pool, number
         self.ready = False
         self.jobs: Sequence[Job] = ()
+        self.concurrency = 1
+        self._running: dict[int, Job] = {}  # by the number of its run, where there may be several
+        self._streams: dict[int, Stream] = {}
         self.batch: Batch | None = None
         self.started = 0.0
         self.failure, self.out_of_memory = "", False
         self.ended = self.hung = False
         self._reader = wire.Reader()
-        self._stream: Stream | None = None
         self._transport: Any = None
         self._paused = False
         ours, theirs = socket.socketpair()
@@ -156,17 +158,25 @@ class _Worker(asyncio.Protocol):
 
     def run(self, number: int, jobs: Sequence[Job], batch: Batch | None) -> None:
         self.jobs, self.batch = jobs, batch
+        if self.concurrency > 1:
+            self._running[number] = jobs[0]
+            self.jobs = tuple(self._running.values())
         self.started = now = time.monotonic()
         size = len(jobs)
         for job in jobs:
             job.started, job.batch_size = now, size
         self._transport.write(wire.pack(("run", number, [(job.body, job.headers) for job in jobs])))
 
-    def stop_stream(self) -> None:
-        self._transport.write(wire.pack(("stop",)))
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes another request beside those that run."""
+        return len(self._running) < self.concurrency
+
+    def stop_stream(self, number: int) -> None:
+        self._transport.write(wire.pack(("stop", number)))
 
     def pause(self) -> None:
-        if not self._paused:
+        if not self._paused and self.concurrency == 1:  # a slow reader must not hold up the others
             self._paused = True
             self._transport.pause_reading()
 
@@ -198,40 +208,49 @@ class _Worker(asyncio.Protocol):
                 self._replies(message[1], message[2], message[3])
             elif kind == "chunk":
                 self.started = time.monotonic()  # it lives
-                if self._stream:
-                    self._stream.put(message[2])
+                if (stream := self._streams.get(message[1])) is not None:
+                    stream.put(message[2])
             elif kind == "end":
-                stream, self._stream = self._stream, None
-                if stream:
+                if (stream := self._streams.pop(message[1], None)) is not None:
                     stream.end(message[3])
-                self._pool.finished(self)
+                self._finished(message[1])
             elif kind == "loading":
                 self._pool.loading_at = f": {message[1]}"
             elif kind == "ready":
-                self.ready = True
+                self.ready, self.concurrency = True, message[2]
                 self._pool.ready(self, batches=message[1])
             else:
                 self.failure, self.out_of_memory = message[1], message[2]
 
     def _replies(self, batch: int, seconds: float, answers: Sequence[tuple[Any, ...]]) -> None:
         streams = False
-        for job, (status, headers, body, error) in zip(self.jobs, answers, strict=True):
+        jobs = self.jobs if self.concurrency == 1 else [self._running[batch]]
+        for job, (status, headers, body, error) in zip(jobs, answers, strict=True):
             job.model_seconds = seconds
             answer = Answer(status, headers, body, error)
             if body is None:
                 streams = True
-                self._stream = answer.stream = Stream(self)
+                self._streams[batch] = answer.stream = Stream(self, batch)
             if not job.future.done():
                 job.future.set_result(answer)
             elif answer.stream:
                 answer.stream.stop()
         if not streams:
-            self._pool.finished(self)
+            self._finished(batch)
+
+    def _finished(self, number: int) -> None:
+        if self.concurrency > 1:
+            del self._running[number]
+            self.jobs = tuple(self._running.values())
+            self.started = time.monotonic()
+        else:
+            self.jobs = ()
+        self._pool.finished(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         self.ended, self.ready = True, False
-        if self._stream:
-            self._stream.end("the worker died")
+        for stream in self._streams.values():
+            stream.end("the worker died")
         self._pool.lost(self)
 
 
@@ -278,6 +297,7 @@ class Pool:
         self._due: asyncio.Handle | None = None
         self._closing = self.out_of_memory = False
         self.loading_at = ""
+        self._concurrent = False
         self._quiet: asyncio.Future[None] | None = None
         self._attempts = 0
         self.restarts = self.batches_answered = 0
@@ -387,6 +407,8 @@ class Pool:
                 return
             worker = self._idle.pop()
             worker.run(next(self._numbers), *self._take())
+            if worker.concurrency > 1 and worker.has_room:
+                self._idle.insert(0, worker)  # the others first
 
     def _take(self) -> tuple[Sequence[Job], Batch | None]:
         waiting = self._waiting
@@ -416,8 +438,10 @@ class Pool:
         if worker.batch:
             # With the way there and back, which small batches pay more often than large ones.
             self._batcher.observe(worker.batch, time.monotonic() - worker.started)
-        worker.jobs, worker.started = (), 0.0
-        self._idle.append(worker)
+        if not worker.jobs:
+            worker.started = 0.0
+        if worker.concurrency == 1 or worker not in self._idle:
+            self._idle.append(worker)
         self._one_less()
         if self._waiting and self._due is None:
             self._due = self._loop.call_soon(self._dispatch)
@@ -432,8 +456,9 @@ class Pool:
         task.add_done_callback(self._starting.discard)
 
     def ready(self, worker: _Worker, *, batches: bool) -> None:
-        if not batches:
+        if not batches or worker.concurrency > 1:
             self._max_batch = 1
+        self._concurrent = worker.concurrency > 1
         if not self.loaded.done():
             self._batcher = Batcher(self._max_batch)
             self.loaded.set_result(None)
@@ -481,7 +506,7 @@ class Pool:
 
     def _again(self, jobs: Sequence[Job], code: int) -> None:
         left = [job for job in jobs if not job.future.done()]
-        if len(jobs) == 1 or any(job.alone for job in left):
+        if len(jobs) == 1 or any(job.alone for job in left) or self._concurrent:
             for job in left:
                 job.future.set_exception(Failed(f"the model's process ended with {_ending(code)} during this request."))
             return
