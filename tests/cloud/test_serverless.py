@@ -152,6 +152,13 @@ def test_a_serverless_endpoint_is_updated_without_a_lost_request(workshop: Serve
     assert seen == sorted(seen)
     assert workshop.invoke()["Prediction"]["version"] == "v2"
 
+    # to instances and back
+    for version, config in (("v3", workshop.config("v3")), ("v4", workshop.serverless("v4", code=CODE))):
+        workshop.update(config)
+        [summary] = workshop.settled()["ProductionVariants"]
+        assert workshop.invoke()["Prediction"]["version"] == version
+        assert ("CurrentInstanceCount" in summary) == (version == "v3")
+
 
 def test_a_model_that_does_not_load_fails_the_endpoint(workshop: Serverless) -> None:
     described = workshop.open(code="raise RuntimeError('weights of another model')")
