@@ -6,13 +6,16 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from botocore.config import Config
 
+from tests.cloud.conftest import TRUST, Rig
 from tests.cloud.test_hosting import CODE, Workshop, refused, until
+from windlass.local import LocalCloud
 
 
 class Office(Workshop):
@@ -181,47 +184,75 @@ def test_requests_wait_for_an_instance_and_the_backlog_is_measured(office: Offic
     assert office.metric("TimeInBacklog")
 
 
-def test_scaling_goes_to_zero_and_back(office: Office) -> None:
+@pytest.fixture
+def fast_office(tmp_path: Path) -> Iterator[Office]:
+    """In a cloud in which a minute takes a second."""
+    with LocalCloud.up(tmp_path, lifeline=True, speed=60) as cloud:
+        rig = Rig(env=cloud.env, cloud=cloud, bucket="fast")
+        rig.client("s3").create_bucket(Bucket=rig.bucket)
+        role = rig.client("iam").create_role(RoleName="fast", AssumeRolePolicyDocument=json.dumps(TRUST))
+        rig.role = role["Role"]["Arn"]
+        office = Office(rig)
+        yield office
+        office.close()
+        rig.close()
+
+
+def test_scaling_goes_from_zero_with_the_first_request_and_back_when_the_queue_is_empty(fast_office: Office) -> None:
+    """As the guide "Autoscale an asynchronous endpoint" sets it up: target tracking, and a step that wakes from zero."""
+    office = fast_office
     office.open()
+    office.scale(0)
     scaling = office.rig.client("application-autoscaling")
     where = {
         "ServiceNamespace": "sagemaker",
         "ResourceId": f"endpoint/{office.endpoint}/variant/main",
         "ScalableDimension": "sagemaker:variant:DesiredInstanceCount",
     }
+    dimensions = [{"Name": "EndpointName", "Value": office.endpoint}]
     scaling.register_scalable_target(**where, MinCapacity=0, MaxCapacity=2)
-    office.scale(0)
-    step = scaling.put_scaling_policy(
+    scaling.put_scaling_policy(
         **where,
-        PolicyName="wake",
-        PolicyType="StepScaling",
-        StepScalingPolicyConfiguration={
-            "AdjustmentType": "ChangeInCapacity",
-            "StepAdjustments": [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}],
-            "Cooldown": 1,
+        PolicyName="follow",
+        PolicyType="TargetTrackingScaling",
+        TargetTrackingScalingPolicyConfiguration={
+            "TargetValue": 5,
+            "CustomizedMetricSpecification": {
+                "MetricName": "ApproximateBacklogSizePerInstance",
+                "Namespace": "AWS/SageMaker",
+                "Dimensions": dimensions,
+                "Statistic": "Average",
+            },
         },
     )
-    accepted = office.submit("wake up")
-    alarm = {"AlarmName": office.rig.unique("backlog"), "AlarmActions": [step["PolicyARN"]]}
+    step = {
+        "AdjustmentType": "ChangeInCapacity",
+        "StepAdjustments": [{"MetricIntervalLowerBound": 0, "ScalingAdjustment": 1}],
+    }
+    wake = scaling.put_scaling_policy(
+        **where, PolicyName="wake", PolicyType="StepScaling", StepScalingPolicyConfiguration=step
+    )
     office.cloudwatch.put_metric_alarm(
-        **alarm,
+        AlarmName="backlog",
+        AlarmActions=[wake["PolicyARN"]],
         Namespace="AWS/SageMaker",
         MetricName="HasBacklogWithoutCapacity",
-        Dimensions=[{"Name": "EndpointName", "Value": office.endpoint}],
-        Statistic="Maximum",
-        Period=10,
-        EvaluationPeriods=1,
+        Dimensions=dimensions,
+        Statistic="Average",
+        Period=60,
+        EvaluationPeriods=2,
         Threshold=1,
         ComparisonOperator="GreaterThanOrEqualToThreshold",
         TreatMissingData="missing",
     )
 
-    try:
-        message = until(office.message, lambda it: it["inferenceId"] == accepted["InferenceId"], seconds=90)
-        assert message["invocationStatus"] == "Completed"
-    finally:
-        office.cloudwatch.delete_alarms(AlarmNames=[alarm["AlarmName"]])
-        scaling.deregister_scalable_target(**where)
+    accepted = office.submit("wake up")
+
+    message = office.message()
+    assert (message["invocationStatus"], message["inferenceId"]) == ("Completed", accepted["InferenceId"])
+    until(office.describe, lambda it: it["ProductionVariants"][0]["DesiredInstanceCount"] == 0, seconds=60)
+    done = [each["Description"] for each in scaling.describe_scaling_activities(**where)["ScalingActivities"]]
+    assert done == [f"Setting desired instance count to {count}." for count in (0, 1)]
 
 
 @contextmanager
