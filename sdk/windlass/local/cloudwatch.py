@@ -28,8 +28,8 @@ from moto.core.resource_tagging import TaggedResource
 from moto.core.responses import ActionResult, EmptyResult
 from moto.core.utils import get_service_model
 
+from windlass.local import dashboards, log_metrics
 from windlass.local import events as local_events
-from windlass.local import log_metrics
 from windlass.local.alarm_settings import Alarm
 from windlass.local.alarms import STATES, AlarmEngine
 from windlass.local.clock import Clock
@@ -62,6 +62,7 @@ _LISTED_SECONDS = 14 * _DAY  # ListMetrics leaves out what has had no data for t
 _COMMON_CODES = ("UnknownOperationException", "SerializationException", "RequestEntityTooLarge")
 
 # Operations of moto's that are true records.
+_DASHBOARDS_OF_PAGE = 1000
 _MOTO_OPERATIONS = frozenset({"PutDashboard", "GetDashboard", "ListDashboards", "DeleteDashboards"})
 
 
@@ -229,6 +230,8 @@ class LocalCloudWatchResponse(CloudWatchResponse):  # type: ignore[misc]
         basic, extended = params.get("Statistics") or [], params.get("ExtendedStatistics") or []
         if not basic and not extended:
             raise Fault("InvalidParameterCombination", "Must specify either Statistics or ExtendedStatistics")
+        if basic and extended:
+            raise Fault("InvalidParameterCombination", "Must specify either Statistics or ExtendedStatistics, not both")
         for name in basic:
             if name not in BASIC:
                 raise Fault("InvalidParameterValue", f"The value {name} for parameter Statistics is not supported.")
@@ -450,6 +453,30 @@ class LocalCloudWatchResponse(CloudWatchResponse):  # type: ignore[misc]
         alarm, keys = self._tagged(), self._enter("TagKeys")["TagKeys"]
         alarm.tags = {key: value for key, value in alarm.tags.items() if key not in keys}
         return EmptyResult()
+
+    # --- dashboards: moto's records, our checks ---
+
+    def put_dashboard(self) -> ActionResult:
+        params = self._enter("DashboardName", "DashboardBody")
+        dashboards.check(params["DashboardName"], params["DashboardBody"])
+        return super().put_dashboard()
+
+    def get_dashboard(self) -> ActionResult:
+        name = self._enter("DashboardName")["DashboardName"]
+        if self.cloudwatch_backend.get_dashboard(name) is None:
+            raise Fault("ResourceNotFound", f"Dashboard {name} does not exist")
+        return super().get_dashboard()
+
+    def list_dashboards(self) -> ActionResult:
+        prefix = self.params.get("DashboardNamePrefix") or ""
+        found = sorted(self.cloudwatch_backend.list_dashboards(prefix), key=lambda dashboard: dashboard.name)
+        start = int(self.params.get("NextToken") or 0) if str(self.params.get("NextToken") or 0).isdigit() else -1
+        if not 0 <= start <= len(found):
+            raise Fault("InvalidParameterValue", "The value of the parameter NextToken is invalid.")
+        page = found[start : start + _DASHBOARDS_OF_PAGE]
+        more = start + len(page) < len(found)
+        token = str(start + len(page)) if more else None
+        return ActionResult({"DashboardEntries": page, "NextToken": token})
 
 
 _OURS = frozenset(
