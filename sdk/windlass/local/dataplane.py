@@ -123,6 +123,44 @@ class Answer:
     parts: Parts | None = None
 
 
+class _Call:
+    """An invocation on its way through an instance, which it holds.
+
+    Args:
+        at, began: when it came, in epoch seconds and by the performance counter.
+    """
+
+    def __init__(
+        self, endpoint: Target, fleet: Fleet, instance: Instance, invocation: Invocation, at: float, began: float
+    ) -> None:
+        self.endpoint, self.fleet, self.instance, self.invocation = endpoint, fleet, instance, invocation
+        self.at, self.began = at, began
+        self._concurrent = instance.outstanding
+
+    def sample(self, status: int | None, seconds: float, more: Values) -> Sample:
+        """What it adds to the metrics, when it is over.
+
+        Args:
+            status: of the model server's answer; None when it gave none.
+            seconds: that the model took.
+            more: metrics that only invocations of its kind have.
+        """
+        variant = self.instance.spec.name
+        return Sample(
+            region=self.invocation.region,
+            endpoint=self.invocation.endpoint,
+            variant=variant,
+            config=self.fleet.config if self.endpoint.guarded else None,
+            at=self.at,
+            status=status,
+            model_seconds=None if status is None else seconds,
+            overhead_seconds=time.perf_counter() - self.began - seconds,
+            instances=self.fleet.healthy()[variant] if self.fleet.has_instances else None,
+            concurrent=self._concurrent,
+            more=more,
+        )
+
+
 class DataPlane:
     """A WSGI application for the paths under ``/endpoints/``.
 
@@ -221,8 +259,8 @@ class DataPlane:
                 for shadow in fleet.shadows():
                     self._mirror.submit(lambda shadow=shadow: self._copy(endpoint, fleet, shadow, invocation))  # type: ignore[misc]
                 if invocation.streaming:
-                    return self._stream(endpoint, fleet, instance, invocation, at, began, held.pop_all())
-                reply = self._serve(endpoint, fleet, instance, invocation, at, began)
+                    return self._stream(_Call(endpoint, fleet, instance, invocation, at, began), held.pop_all())
+                reply = self._serve(_Call(endpoint, fleet, instance, invocation, at, began))
         except NoModel as error:
             return _refusal("ValidationError", str(error))
         except NotReady as error:
@@ -250,78 +288,36 @@ class DataPlane:
             return _model_error(invocation, 0, f"The response exceeds {limit} bytes.", instance.stream)
         return Answer(200, {"Content-Type": _content_type(reply), **_said(reply, instance)}, reply.body)
 
-    def _serve(
-        self, endpoint: Target, fleet: Fleet, instance: Instance, invocation: Invocation, at: float, began: float
-    ) -> Reply | str:
+    def _serve(self, call: _Call) -> Reply | str:
         """What the model server says, or why it says nothing; measured, and captured.
 
         While the request is held: a fleet that is retired writes what it captured when nothing is outstanding.
         """
-        variant, concurrent = instance.spec.name, instance.outstanding
-        reply, seconds, more = _ask(instance, invocation)
-        status = reply.status if isinstance(reply, Reply) else None
+        reply, seconds, more = _ask(call.instance, call.invocation)
         if isinstance(reply, Reply):
-            _capture(endpoint.capture_of(fleet), invocation, reply, variant, at)
-        self._measure(endpoint, fleet, instance, invocation, at, began, status, seconds, concurrent, more)
+            capture = call.endpoint.capture_of(call.fleet)
+            _capture(capture, call.invocation, reply, call.instance.spec.name, call.at)
+        self._meter.add(call.sample(reply.status if isinstance(reply, Reply) else None, seconds, more))
         return reply
 
-    def _measure(
-        self,
-        endpoint: Target,
-        fleet: Fleet,
-        instance: Instance,
-        invocation: Invocation,
-        at: float,
-        began: float,
-        status: int | None,
-        seconds: float,
-        concurrent: int,
-        more: tuple[tuple[str, float, str], ...] = (),
-    ) -> None:
-        self._meter.add(
-            Sample(
-                region=invocation.region,
-                endpoint=invocation.endpoint,
-                variant=instance.spec.name,
-                config=fleet.config if endpoint.guarded else None,
-                at=at,
-                status=status,
-                model_seconds=None if status is None else seconds,
-                overhead_seconds=time.perf_counter() - began - seconds,
-                instances=fleet.healthy()[instance.spec.name] if fleet.has_instances else None,
-                concurrent=concurrent,
-                more=more,
-            )
-        )
-
-    def _stream(
-        self,
-        endpoint: Target,
-        fleet: Fleet,
-        instance: Instance,
-        invocation: Invocation,
-        at: float,
-        began: float,
-        held: ExitStack,
-    ) -> Answer:
+    def _stream(self, call: _Call, held: ExitStack) -> Answer:
         """The answer as the model gives it. The instance is held until all of it is out, or the caller hangs up."""
-        concurrent, asked = instance.outstanding, time.perf_counter()
+        instance, invocation, asked = call.instance, call.invocation, time.perf_counter()
         streamed: Streamed | None = None
         firsts: list[float] = []
 
         def done(error: str | None) -> None:
             if streamed:
                 streamed.chunks.close()
-            more = [("MidStreamErrors", float(error is not None), "Count")] if firsts else []
+            more: Values = ()
             if firsts:
-                more += [
-                    ("FirstChunkLatency", (firsts[0] - began) * 1e6, "Microseconds"),
+                more = (
+                    ("MidStreamErrors", float(error is not None), "Count"),
+                    ("FirstChunkLatency", (firsts[0] - call.began) * 1e6, "Microseconds"),
                     ("FirstChunkModelLatency", (firsts[0] - asked) * 1e6, "Microseconds"),
-                    ("FirstChunkOverheadLatency", (asked - began) * 1e6, "Microseconds"),
-                ]
-            status = streamed.status if streamed else None
-            seconds = time.perf_counter() - asked
-            self._measure(endpoint, fleet, instance, invocation, at, began, status, seconds, concurrent, tuple(more))
+                    ("FirstChunkOverheadLatency", (asked - call.began) * 1e6, "Microseconds"),
+                )
+            self._meter.add(call.sample(streamed.status if streamed else None, time.perf_counter() - asked, more))
             held.close()
 
         def chunks(answer: Streamed) -> Iterator[bytes]:
@@ -353,7 +349,7 @@ class DataPlane:
 
         def answer() -> None:
             try:
-                self._serve(endpoint, fleet, instance, invocation, at, began)
+                self._serve(_Call(endpoint, fleet, instance, invocation, at, began))
             finally:
                 fleet.release(instance)
 
