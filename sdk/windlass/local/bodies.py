@@ -29,8 +29,9 @@ CHUNK = 1 << 20
 LARGEST_PUT = 5 << 30
 """S3 takes no more in one request."""
 
-_ALONGSIDE = 4 << 20
-"""From this size on, MD5, which takes as long as all the rest, is worth a thread of its own."""
+_ALONGSIDE = 16 << 20
+"""From this size on, MD5, which takes as long as all the rest, is worth a thread of its own. Parts of an upload are smaller:
+they come several at a time, and so have a processor each already."""
 
 # Chunks that are used again: fresh memory for each would cost more than to fill it. Small enough for a processor's cache.
 _BUFFER, _BUFFERS = 256 << 10, 8
