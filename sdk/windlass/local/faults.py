@@ -15,3 +15,8 @@ class Fault(ServiceException):  # type: ignore[misc]
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
+
+
+def not_here(what: str) -> Fault:
+    """The refusal of what AWS has and the local cloud does not."""
+    return Fault("ValidationException", f"The local cloud does not implement {what}.")

@@ -25,7 +25,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,17 @@ from windlass.local.cluster import Host
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.faults import Fault
 from windlass.local.iam.authorizer import Denied, acting_as, require
-from windlass.local.lifecycle import INTERRUPTED
+from windlass.local.lifecycle import (
+    INTERRUPTED,
+    REASON_CHARACTERS,
+    STOP_GRACE_SECONDS,
+    TERMINAL,
+    Failed,
+    Stopped,
+    algorithm_error,
+    in_event,
+    when,
+)
 from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import Container
@@ -55,14 +64,8 @@ log = logging.getLogger(__name__)
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 METRIC_NAMESPACE = "/aws/sagemaker/TrainingJobs"
-STOP_GRACE_SECONDS = 120.0
-"""Between SIGTERM and SIGKILL: what SageMaker documents for StopTrainingJob, and EC2 for an interruption."""
-
 PEER_GRACE_SECONDS = 5.0
 """The same, for the hosts of a job whose fate is sealed by another host."""
-
-FAILURE_REASON_CHARACTERS = 1024
-TERMINAL = ("Completed", "Failed", "Stopped")
 
 # SageMaker's own words for each secondary status.
 MESSAGES = {
@@ -115,14 +118,6 @@ ECHOED = (
     "RemoteDebugConfig",
     "InfraCheckConfig",
 )
-
-
-class _Failed(Exception):
-    """The job ends as Failed, with this FailureReason."""
-
-
-class _Stopped(Exception):
-    """The job ends as Stopped before its script ran."""
 
 
 @dataclass
@@ -306,13 +301,13 @@ class TrainingJobs:
                 "TrainingJobStatus": job.status,
                 "SecondaryStatus": job.secondary,
                 "SecondaryStatusTransitions": [
-                    {name: _time(value) if name.endswith("Time") else value for name, value in step.items()}
+                    {name: when(value) if name.endswith("Time") else value for name, value in step.items()}
                     for step in job.transitions
                 ],
-                "CreationTime": _time(job.created),
-                "LastModifiedTime": _time(job.modified),
-                "TrainingStartTime": _time(job.started),
-                "TrainingEndTime": _time(job.ended),
+                "CreationTime": when(job.created),
+                "LastModifiedTime": when(job.modified),
+                "TrainingStartTime": when(job.started),
+                "TrainingEndTime": when(job.ended),
                 "FailureReason": job.failure,
                 "InputDataConfig": [
                     {"CompressionType": "None", "RecordWrapperType": "None", **channel} for channel in job.channels
@@ -338,9 +333,9 @@ class TrainingJobs:
                 {
                     "TrainingJobName": job.name,
                     "TrainingJobArn": job.arn,
-                    "CreationTime": _time(job.created),
-                    "TrainingEndTime": _time(job.ended),
-                    "LastModifiedTime": _time(job.modified),
+                    "CreationTime": when(job.created),
+                    "TrainingEndTime": when(job.ended),
+                    "LastModifiedTime": when(job.modified),
                     "TrainingJobStatus": job.status,
                     "SecondaryStatus": job.secondary,
                 }
@@ -507,10 +502,10 @@ class TrainingJobs:
                 self._finish(
                     job, "Stopped" if stopped else "Completed", job.exceeded or ("Stopped" if stopped else "Completed")
                 )
-        except _Stopped:
+        except Stopped:
             job.trained += (time.monotonic() - began) if job.started else 0.0
             self._finish(job, "Stopped", job.exceeded or "Stopped")
-        except _Failed as error:
+        except Failed as error:
             job.trained += time.monotonic() - began
             self._finish(job, "Failed", "Failed", str(error))
         except Exception as error:
@@ -555,10 +550,10 @@ class TrainingJobs:
             requeue()
 
     def _prepare_and_train(self, job: TrainingJob) -> None:
-        """All from Downloading to the end of the last host. Raises _Failed, _Stopped."""
+        """All from Downloading to the end of the last host. Raises Failed, Stopped."""
         with self._change:
             if job.stopping.is_set():
-                raise _Stopped
+                raise Stopped
             job.started = job.started or self._now()
             job.hosts = cluster.plan(job.request["ResourceConfig"], job.folder, most_memory=self._memory_bytes)
             job.port = cluster.free_port(self._ports)
@@ -584,7 +579,7 @@ class TrainingJobs:
                 try:
                     checkpoints.close()
                 except (storage.Missing, OSError) as error:
-                    raise _Failed(f"ClientError: Checkpoint upload failed: {error}") from error
+                    raise Failed(f"ClientError: Checkpoint upload failed: {error}") from error
 
     def _lay_out(self, job: TrainingJob) -> None:
         """Each host's /opt/ml, with all but its data."""
@@ -614,7 +609,7 @@ class TrainingJobs:
         source = _decoded(job.hyperparameters.get("sagemaker_submit_directory", ""))
         if not source.startswith("s3://"):
             if source and not job.algorithm.get("ContainerEntrypoint"):
-                raise _Failed(
+                raise Failed(
                     f"ClientError: sagemaker_submit_directory must be an s3:// URI of a tar.gz, not '{source}'"
                 )
             return
@@ -624,11 +619,11 @@ class TrainingJobs:
             for host in job.hosts:
                 artifact.extract(archive, host.folder / "code")
         except storage.Missing as error:
-            raise _Failed(
+            raise Failed(
                 f"ClientError: {error}, given in the hyperparameter sagemaker_submit_directory. Upload the source there."
             ) from error
         except CorruptArtifact as error:
-            raise _Failed(
+            raise Failed(
                 f"ClientError: The source {source} (sagemaker_submit_directory) cannot be unpacked: {error}"
             ) from error
         finally:
@@ -650,9 +645,9 @@ class TrainingJobs:
                     else:
                         channels.fill(part, path)
                     if job.stopping.is_set():
-                        raise _Stopped
+                        raise Stopped
             except (Unreadable, OSError) as error:
-                raise _Failed(f"ClientError: Data download failed for channel '{name}': {error}") from error
+                raise Failed(f"ClientError: Data download failed for channel '{name}': {error}") from error
         return pipes
 
     def _require(self, job: TrainingJob, stream: LogStream) -> Sequence[Path]:
@@ -665,12 +660,11 @@ class TrainingJobs:
             )
         except RequirementsFailed as error:
             if job.stopping.is_set():
-                raise _Stopped from error
+                raise Stopped from error
             if own:
                 return []  # its own entrypoint installs them, or does without: we only meant to save it the time
-            raise _Failed(
-                _bounded(f"AlgorithmError: InstallRequirementsError: requirements.txt cannot be installed:\n{error}")
-            ) from error
+            reason = f"AlgorithmError: InstallRequirementsError: requirements.txt cannot be installed:\n{error}"
+            raise Failed(reason) from error
         return [layer] if layer else []
 
     def _follow_checkpoints(self, job: TrainingJob) -> Checkpoints | None:
@@ -683,12 +677,12 @@ class TrainingJobs:
         try:
             checkpoints.restore()
         except (storage.Missing, OSError) as error:
-            raise _Failed(f"ClientError: Checkpoint download failed: {error}") from error
+            raise Failed(f"ClientError: Checkpoint download failed: {error}") from error
         checkpoints.start()
         return checkpoints
 
     def _train(self, job: TrainingJob, streams: Mapping[str, LogStream], layers: Sequence[Path]) -> None:
-        """Run every host to its end. Raises _Failed, _Stopped."""
+        """Run every host to its end. Raises Failed, Stopped."""
         if not self._cloud.keeper.isolation and not self._said_bare:
             self._said_bare = True
             said = (
@@ -701,7 +695,7 @@ class TrainingJobs:
         try:
             with self._change:
                 if job.stopping.is_set():
-                    raise _Stopped
+                    raise Stopped
                 self._move(job, "Training")
             # One by one: if the second cannot be started, the first one's reader is known.
             readers.extend(self._start(job, host, streams[host.name], layers) for host in job.hosts)
@@ -729,7 +723,7 @@ class TrainingJobs:
             with self._change:
                 if job.stopping.is_set():
                     os.close(reading)
-                    raise _Stopped
+                    raise Stopped
                 host.child = keeper.start(
                     command,
                     env=environment,
@@ -743,7 +737,7 @@ class TrainingJobs:
                     host.child.signal(signal.SIGTERM)
         except OSError as error:
             os.close(reading)
-            raise _Failed(f"AlgorithmError: The container's entrypoint {command} cannot be started: {error}") from error
+            raise Failed(f"AlgorithmError: The container's entrypoint {command} cannot be started: {error}") from error
         finally:
             os.close(writing)
         reader = threading.Thread(
@@ -760,7 +754,7 @@ class TrainingJobs:
         job.news.set()
 
     def _oversee(self, job: TrainingJob) -> None:
-        """Return when every host has ended. Ends all when one fails or a limit is passed. Raises _Failed."""
+        """Return when every host has ended. Ends all when one fails or a limit is passed. Raises Failed."""
         began = time.monotonic()
         failed: Host | None = None
         verdict = ""
@@ -784,14 +778,14 @@ class TrainingJobs:
             if host.child:
                 host.child.wait()
         if verdict:
-            raise _Failed(verdict)
+            raise Failed(verdict)
         if not job.stopping.is_set() and not job.evicting.is_set():
             failed = failed or next((host for host in job.hosts if host.child and host.child.poll()), None)
             for host in [failed] if failed else job.hosts:
                 self._check_end(job, host)
 
     def _check_end(self, job: TrainingJob, host: Host) -> None:
-        """Raise _Failed if that host failed."""
+        """Raise Failed if that host failed."""
         code = (host.child.poll() if host.child else None) or 0
         failure = host.folder / "output" / "failure"
         if not code and not failure.exists():
@@ -800,7 +794,7 @@ class TrainingJobs:
         if full := host.quota.full():
             text = f"{full} {text}"
         self._upload_output(job)
-        raise _Failed(_algorithm_error(text or _last_traceback(host.tail), code))
+        raise Failed(algorithm_error(text, list(host.tail), code))
 
     def _kill(self, job: TrainingJob) -> None:
         for host in job.hosts:
@@ -835,12 +829,12 @@ class TrainingJobs:
         else:
             self._cloud.metrics.put(job.region, METRIC_NAMESPACE, name, {"TrainingJobName": job.name}, value, at=now)
         with self._change:
-            job.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": _time(now)}
+            job.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": when(now)}
         for listener in self.on_metric:
             listener(job.region, job.name, name, value)
 
     def _upload(self, job: TrainingJob) -> None:
-        """Send the results to S3. Raises _Failed."""
+        """Send the results to S3. Raises Failed."""
         with self._change:
             self._move(job, "Uploading")
         self._upload_output(job)
@@ -852,7 +846,7 @@ class TrainingJobs:
             else:
                 storage.write(job.artifact, _archive(model, job.folder / "model.tar.gz"))
         except (storage.Missing, OSError) as error:
-            raise _Failed(f"ClientError: Artifact upload failed: {error}") from error
+            raise Failed(f"ClientError: Artifact upload failed: {error}") from error
 
     def _upload_output(self, job: TrainingJob) -> None:
         try:
@@ -860,12 +854,12 @@ class TrainingJobs:
             if data.is_dir() and any(data.iterdir()):
                 storage.write(f"{job.output}/output.tar.gz", _archive(data, job.folder / "output.tar.gz"))
         except (storage.Missing, OSError) as error:
-            raise _Failed(f"ClientError: Artifact upload failed: {error}") from error
+            raise Failed(f"ClientError: Artifact upload failed: {error}") from error
 
     def _finish(self, job: TrainingJob, status: str, secondary: str, failure: str | None = None) -> None:
         with self._change:
             job.ended = self._now()
-            job.failure = failure[:FAILURE_REASON_CHARACTERS] if failure else None
+            job.failure = failure[:REASON_CHARACTERS] if failure else None
             job.status = status
             self._move(job, secondary)
             job.transitions[-1]["EndTime"] = job.modified
@@ -886,7 +880,7 @@ class TrainingJobs:
                 "source": "aws.sagemaker",
                 "detail-type": "SageMaker Training Job State Change",
                 "resources": [job.arn],
-                "detail": _in_event(self.describe(job.region, job.name)),
+                "detail": in_event(self.describe(job.region, job.name)),
             },
         )
 
@@ -952,34 +946,12 @@ def _with_channel(hosts: Sequence[Host], channel: Mapping[str, Any]) -> list[Hos
     return [host for host in hosts if not wanted or host.group in wanted]
 
 
-def _algorithm_error(text: str, code: int) -> str:
-    """FailureReason of a script that failed: its own words, then its exit code as a shell would show it."""
-    end = f", exit code: {code if code >= 0 else 128 - code}"
-    room = FAILURE_REASON_CHARACTERS - len("AlgorithmError: ") - len(end)
-    return f"AlgorithmError: {text[:room]}{end}"
-
-
-def _last_traceback(lines: deque[str]) -> str:
-    """The exception and the traceback that Python printed last; the last lines when it printed none."""
-    said = [line for line in lines if line]
-    starts = [index for index, line in enumerate(said) if line.startswith("Traceback (most recent call last):")]
-    if not starts:
-        return "\n".join(said[-5:])
-    block = said[starts[-1] :]
-    end = next((index for index, line in enumerate(block[1:], 1) if not line.startswith(" ")), len(block) - 1)
-    return "\n".join([block[end], "", *block[: end + 1]])
-
-
 def _archive(folder: Path, path: Path) -> Path:
     """A tar.gz of a folder's content. Level 1: weights hardly compress, and the wait is the user's."""
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for item in sorted(folder.iterdir()):
             tar.add(item, arcname=item.name)
     return path
-
-
-def _bounded(text: str) -> str:
-    return text[:FAILURE_REASON_CHARACTERS]
 
 
 def _merged(folders: Sequence[Path], into: Path) -> Path:
@@ -1003,22 +975,9 @@ def _later(seconds: float, do: Callable[[], None]) -> threading.Timer:
     return timer
 
 
-def _in_event(value: Any) -> Any:
-    """A Describe answer as an event carries it: without absent members, times in milliseconds."""
-    if isinstance(value, Mapping):
-        return {name: _in_event(item) for name, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [_in_event(item) for item in value]
-    return int(value.timestamp() * 1000) if isinstance(value, datetime) else value
-
-
 def _decoded(value: str) -> str:
     """SDKs encode hyperparameters as JSON, people do not."""
     try:
         return str(json.loads(value))
     except ValueError:
         return value
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

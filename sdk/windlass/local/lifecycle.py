@@ -348,7 +348,7 @@ class Jobs(abc.ABC, Generic[J]):
                 "detail-type": f"SageMaker {self.noun.title()} State Change",
                 "source": "aws.sagemaker",
                 "resources": [job.arn],
-                "detail": {**_jsonable(detail), "Tags": self.cloud.tags.get(job.arn.lower(), {})},
+                "detail": {**in_event(detail), "Tags": self.cloud.tags.get(job.arn.lower(), {})},
             },
         )
 
@@ -382,14 +382,10 @@ def when(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
-def not_here(what: str) -> Fault:
-    """The refusal of what AWS would do and the local cloud does not."""
-    return Fault("ValidationException", f"The local cloud does not implement {what}.")
-
-
-def _jsonable(value: Any) -> Any:
+def in_event(value: Any) -> Any:
+    """A Describe answer as an event carries it: without absent members, times in milliseconds."""
     if isinstance(value, Mapping):
-        return {name: _jsonable(member) for name, member in value.items() if member is not None}
+        return {name: in_event(member) for name, member in value.items() if member is not None}
     if isinstance(value, list | tuple):
-        return [_jsonable(member) for member in value]
+        return [in_event(member) for member in value]
     return int(value.timestamp() * 1000) if isinstance(value, datetime) else value

@@ -26,9 +26,9 @@ from windlass.local import cloud as clouds
 from windlass.local import pipeline_definition as definitions
 from windlass.local import storage
 from windlass.local.containers import s3_uri
-from windlass.local.faults import Fault
+from windlass.local.faults import Fault, not_here
 from windlass.local.iam.authorizer import as_role
-from windlass.local.lifecycle import not_here, when
+from windlass.local.lifecycle import when
 from windlass.local.listing import select
 from windlass.local.pipeline_definition import JOBS, BadDefinition, Definition, Step, Unresolved
 

@@ -28,7 +28,7 @@ from windlass.local import cloud as clouds
 from windlass.local import cluster, s3data, storage
 from windlass.local.cluster import Host
 from windlass.local.containers import s3_uri
-from windlass.local.faults import Fault
+from windlass.local.faults import Fault, not_here
 from windlass.local.lifecycle import (
     REASON_CHARACTERS,
     SAVED,
@@ -37,7 +37,6 @@ from windlass.local.lifecycle import (
     Jobs,
     Stopped,
     algorithm_error,
-    not_here,
     terminate,
     when,
 )

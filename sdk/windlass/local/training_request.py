@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from windlass.local import channels, cluster, containers, storage
-from windlass.local.faults import Fault
+from windlass.local.faults import Fault, not_here
 
 UNSUPPORTED = (
     "EnableNetworkIsolation",
@@ -45,11 +45,6 @@ def check(request: Mapping[str, Any]) -> None:
     target = request["OutputDataConfig"]["S3OutputPath"]
     if not target.startswith("s3://") or not storage.bucket_exists(target):
         raise Fault("ValidationException", f"The S3 bucket of OutputDataConfig.S3OutputPath '{target}' does not exist.")
-
-
-def not_here(what: str) -> Fault:
-    """The refusal of something that AWS has and the local cloud does not."""
-    return Fault("ValidationException", f"The local cloud does not implement {what}.")
 
 
 def _check_resources(resources: Mapping[str, Any]) -> None:

@@ -30,9 +30,9 @@ from windlass.local import cloud as clouds
 from windlass.local import containers, s3data, storage
 from windlass.local.containers import s3_uri
 from windlass.local.environments import Environments
-from windlass.local.faults import Fault
+from windlass.local.faults import Fault, not_here
 from windlass.local.instance import STOP_GRACE_SECONDS, FleetFailed, Instance, Reply, Unanswered, VariantSpec
-from windlass.local.lifecycle import Failed, Job, Jobs, Stopped, not_here, when
+from windlass.local.lifecycle import Failed, Job, Jobs, Stopped, when
 from windlass.local.logs import LogStream
 from windlass.local.quotas import WATCH_SECONDS, Quota
 from windlass.local.records import BadRecord, Processing, TooLarge, batches, kind_of

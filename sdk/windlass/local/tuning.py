@@ -24,8 +24,8 @@ from moto.core.responses import ActionResult, EmptyResult
 
 from windlass.local import cloud as clouds
 from windlass.local import roles, training_request
-from windlass.local.faults import Fault
-from windlass.local.lifecycle import SAVED, TERMINAL, Failed, Job, Jobs, Stopped, not_here, when
+from windlass.local.faults import Fault, not_here
+from windlass.local.lifecycle import SAVED, TERMINAL, Failed, Job, Jobs, Stopped, when
 from windlass.local.listing import select
 from windlass.local.search import HYPERBAND_RESOURCES, Range, Search, Trial, parse_ranges, require_optuna
 

@@ -7,7 +7,6 @@ import json
 import os
 import tarfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from moto.s3.models import s3_backends
 
 from tests.unit.local.identity import IDENTITY, living
 from tests.unit.local.test_environments import wheel
-from windlass.local import jobs, quotas, storage
+from windlass.local import quotas, storage
 from windlass.local.clock import SystemClock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.database import Database
@@ -220,36 +219,6 @@ def test_the_configuration_files_are_those_of_the_contract(training: TrainingJob
     assert files["inputdataconfig.json"] == {}
     assert files["resourceconfig.json"]["hosts"] == ["algo-1"]
     assert files["resourceconfig.json"]["current_instance_type"] == "ml.m5.large"
-
-
-@pytest.mark.parametrize(
-    ("lines", "shown"),
-    [
-        (
-            """start
-Traceback (most recent call last):
-  File "a.py", line 1
-ValueError: first
-retry
-Traceback (most recent call last):
-  File "a.py", line 9
-KeyError: 'second'
-cleaning up""".splitlines(),
-            "KeyError: 'second'\n\nTraceback (most recent call last):\n  File \"a.py\", line 9\nKeyError: 'second'",
-        ),
-        (["a", "", "b"], "a\nb"),
-        ([], ""),
-    ],
-)
-def test_the_last_traceback_stands_with_its_exception_first(lines: list[str], shown: str) -> None:
-    assert jobs._last_traceback(deque(lines)) == shown
-
-
-def test_a_long_failure_keeps_its_exit_code() -> None:
-    reason = jobs._algorithm_error("x" * 5000, -9)
-
-    assert len(reason) == 1024
-    assert reason.endswith("x, exit code: 137")
 
 
 class TestLimits:

@@ -201,6 +201,29 @@ def test_the_next_server_knows_what_has_ended_and_fails_what_has_not(errands: Er
     assert cloud.events.seen[-1]["detail"]["ErrandStatus"] == "Failed"
 
 
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        (
+            """start
+Traceback (most recent call last):
+  File "a.py", line 1
+ValueError: first
+retry
+Traceback (most recent call last):
+  File "a.py", line 9
+KeyError: 'second'
+cleaning up""".splitlines(),
+            "KeyError: 'second'\n\nTraceback (most recent call last):\n  File \"a.py\", line 9\nKeyError: 'second'",
+        ),
+        (["a", "", "b"], "a\nb"),
+        ([], ""),
+    ],
+)
+def test_the_last_traceback_stands_with_its_exception_first(lines: list[str], shown: str) -> None:
+    assert algorithm_error("", lines, 1) == f"AlgorithmError: {shown}, exit code: 1"
+
+
 def test_a_failure_says_the_exception_first_and_the_exit_code_last() -> None:
     lines = ["start", "Traceback (most recent call last):", '  File "a.py", line 1', "ValueError: no good"]
 
