@@ -21,6 +21,7 @@ that is built (``artifact.loaders``).
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ def export(
         if isinstance(model, Path) and model.is_dir():
             _folder(folder, model, where)
         elif isinstance(model, Path) and model.suffix == ".pt2":
-            torch = _require("torch", "train")
+            torch = require("torch", "train")
             _torch(folder, torch.export.load(model), example, outputs, where)
         elif (isinstance(model, Path) and model.suffix == ".onnx") or "onnx" in libraries:
             _onnx(folder, model, example, where)
@@ -95,7 +96,8 @@ def _called(model: Any) -> str:
     return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
 
 
-def _require(module: str, extra: str) -> Any:
+def require(module: str, extra: str) -> Any:
+    """A library of the model's, or the extra that has it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -116,7 +118,7 @@ def _folder(dest: Path, source: Path, where: str) -> None:
     files = dict(archive.members(source))
     code = {"inference.py", loaders.INFERENCE}.intersection(files)
     if not code and "config.json" in files and "pytorch_model.bin" in files and not loaders.find(files):
-        transformers = _require("transformers", "train")
+        transformers = require("transformers", "train")
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = getattr(transformers, (config.architectures or ["AutoModel"])[0])
         # The library reads it with weights_only.
@@ -167,7 +169,7 @@ def _torch(
     outputs: Sequence[str],
     where: str,
 ) -> None:
-    torch = _require("torch", "train")
+    torch = require("torch", "train")
     if not isinstance(example, Mapping) or not example:
         raise InvalidInput("no example was given", where=where, hint='As in {"x": torch.zeros(2, 4)}.')
     batches = {tensor.shape[0] if tensor.ndim else 0 for tensor in example.values()}
@@ -180,8 +182,7 @@ def _torch(
         else:
             training = model.training
             model.eval()
-            batch = torch.export.Dim("batch", min=1)
-            program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+            program = torch.export.export(model, inputs, dynamic_shapes=batched(model, inputs))
             expected = listed(model(*(tensor[:1] for tensor in inputs)))
             model.train(training)
         answers = listed(program.module()(*inputs))
@@ -200,6 +201,17 @@ def _torch(
     }
     _describe(dest, signature, ("torch", "numpy"))
     torch.export.save(program, dest / PROGRAM)
+
+
+def batched(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
+    """Dynamic shapes for torch.export: the first dimension of each input is the batch."""
+    import torch
+
+    batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} for _ in inputs)
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    # A module with ``*inputs`` takes them as one tuple.
+    return (shapes,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else shapes
 
 
 def listed(answer: Any) -> list[Any]:
@@ -222,8 +234,8 @@ def _types(arrays: int) -> list[str]:
 
 
 def _onnx(dest: Path, model: Any, example: Mapping[str, Any] | None, where: str) -> None:
-    onnx = _require("onnx", "optimize")
-    runtime = _require("onnxruntime", "optimize")
+    onnx = require("onnx", "optimize")
+    runtime = require("onnxruntime", "optimize")
     try:
         graph = onnx.load(model) if isinstance(model, Path) else model
         large = graph.ByteSize() > _PROTOBUF_MOST
@@ -271,7 +283,7 @@ def _numpy(value: Any) -> Any:
 
 
 def _sklearn(dest: Path, model: Any, example: Any, trusted_types: Sequence[str], where: str) -> None:
-    skops = _require("skops.io", "train")
+    skops = require("skops.io", "train")
     import numpy as np
 
     if example is None:

@@ -123,7 +123,7 @@ class Weights(Mapping[str, "torch.Tensor"]):
 
     def __init__(self, path: str | Path) -> None:
         self._stored = find(path)
-        self._open: dict[Path, Any] = {}
+        self._open: dict[tuple[Path, str], Any] = {}
 
     def __enter__(self) -> Weights:
         return self
@@ -152,11 +152,11 @@ class Weights(Mapping[str, "torch.Tensor"]):
         _require()
         from safetensors import safe_open
 
-        path = self._stored[name].path
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        found: torch.Tensor = self._open[path].get_tensor(name)
-        return found.to(device=device, dtype=dtype) if dtype is not None or device != "cpu" else found
+        key = (self._stored[name].path, device)
+        if key not in self._open:
+            self._open[key] = safe_open(key[0], framework="pt", device=device)
+        found: torch.Tensor = self._open[key].get_tensor(name)
+        return found if dtype is None else found.to(dtype)
 
 
 def shard(source: str | Path, dest: str | Path, *, max_size: int) -> Sequence[Path]:
