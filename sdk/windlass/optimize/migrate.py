@@ -5,8 +5,8 @@
     worst = migrate(network, "small/", to="torch-export", dtype="bfloat16", example=example, tolerance=0.05)
 
 ExportedProgram and ONNX are written by torch's own exporters. An ONNX graph is read operator by operator (``onnx_graph``), and
-refused when it holds others. What is written is a folder that serves itself, as ``export`` writes it. For weights alone, without
-a computation, see ``weights.convert``.
+refused when it holds others. What is written is a folder that serves itself, as ``export`` writes it. Weights alone, without a
+computation, are for ``weights.convert``.
 """
 
 from __future__ import annotations
