@@ -192,6 +192,33 @@ def dlc_image(kind: str, region: str, instance_type: str) -> str:
     return f"{host}/pytorch-{kind}:2.6.0-{device}-ubuntu22.04-sagemaker"
 
 
+# Servers of others, by what their repositories are called: AWS's deep learning containers and the vendors' own.
+_VENDORS = {
+    "vllm": "vLLM",
+    "djl-inference": "DJL Serving (LMI)",
+    "sglang": "SGLang",
+    "tgi-inference": "Text Generation Inference",
+    "text-generation-inference": "Text Generation Inference",
+    "tei": "Text Embeddings Inference",
+    "text-embeddings-inference": "Text Embeddings Inference",
+    "tritonserver": "Triton Inference Server",
+    "tensorflow-inference": "TensorFlow Serving",
+    "nim": "NVIDIA NIM",
+}
+
+
+def vendor_server(image: str) -> str:
+    """The server in a vendor's image, which reads no ``inference.py``; empty for any other image.
+
+    >>> vendor_server("763104351884.dkr.ecr.us-east-1.amazonaws.com/vllm:0.11-gpu-py312")
+    'vLLM'
+    """
+    named = image.partition("@")[0]
+    repository = named.rpartition(":")[0] if ":" in named.rpartition("/")[2] else named
+    words = "/".join(repository.split("/")[1:]) or repository
+    return next((server for name, server in _VENDORS.items() if re.search(rf"(^|[/_-]){name}($|[/_-])", words)), "")
+
+
 # On demand, us-east-1, USD per instance and hour. Source: SageMaker pricing page, training and real-time inference.
 # A missing type prints "unknown": better than a wrong number.
 _PRICES = {
@@ -328,6 +355,10 @@ def model_data(uri: str) -> dict[str, Any]:
     return {"ModelDataSource": {"S3DataSource": source}}
 
 
+# Where AWS's framework images find the hooks.
+_OUR_CODE = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"}
+
+
 def register(
     *,
     group: str,
@@ -357,10 +388,7 @@ def register(
                 {
                     "Image": image,
                     **model_data(model_uri),
-                    "Environment": {
-                        "SAGEMAKER_PROGRAM": "inference.py",
-                        "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
-                    },
+                    "Environment": {} if vendor_server(image) else dict(_OUR_CODE),
                 }
             ],
             "SupportedContentTypes": list(signature_types[0]),
@@ -433,10 +461,14 @@ def deploy(
     tagged = tags(foundation.project, endpoint=endpoint, model_version=version.label)
     shadowed = live if spec.shadow_percent else None
     topics = sorted({topic for topic in (spec.success_topic, spec.error_topic) if topic})
+    image = spec.image or version.image
+    inherited = version.environment
+    if vendor_server(image):
+        inherited = {name: value for name, value in inherited.items() if name not in _OUR_CODE}
     container = {
-        "Image": spec.image or version.image,
+        "Image": image,
         **model_data(version.model_uri),
-        "Environment": {**(ASYNC_ENVIRONMENT if spec.async_output else {}), **version.environment, **spec.environment},
+        "Environment": {**(ASYNC_ENVIRONMENT if spec.async_output else {}), **inherited, **spec.environment},
     }
     if spec.serverless_memory_mb and "ModelDataSource" in container:
         # The API reference, ContainerDefinition: no ModelDataSource in conjunction with serverless endpoints.

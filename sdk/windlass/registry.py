@@ -425,7 +425,8 @@ def register(
         example: inputs of a model that is given itself, as ``export`` takes them.
         evaluation: what :func:`windlass.evaluate` returned.
         approve: set it ``Approved`` at once; otherwise :meth:`ModelVersion.approve` does.
-        image: inference image; by default AWS's PyTorch image for the region.
+        image: inference image; by default AWS's PyTorch image for the region. A vendor's, as vLLM's, needs no
+            ``inference.py``.
         optimization: what was done to the weights after training, in order: ``[{"step": "quantize", "dtype": "int8"}]``.
         license: SPDX expression of the weights' licence; by default what the model card says.
         policy: gates that must open.
@@ -457,6 +458,7 @@ def register(
             optimization=optimization,
             license=license,
             archive=archive,
+            foreign=bool(image and plans.vendor_server(image)),
         )
         if policy:
             facts = _facts(bundle.manifest, evaluation.evaluation if evaluation else {}, _key_arn(sign_with))
@@ -616,6 +618,7 @@ def _bundle(
     optimization: Sequence[Mapping[str, Any]],
     license: str,  # noqa: A002
     archive: bool,
+    foreign: bool,
 ) -> artifact.Bundle:
     lineage: dict[str, str] = {}
     if isinstance(source, Run):
@@ -643,7 +646,7 @@ def _bundle(
         from windlass.optimize.export import export
 
         weights = export(scratch / "exported", source, example)
-    if not artifact.servable(weights, code):
+    if not foreign and not artifact.servable(weights, code):
         hint = "Put one with model_fn beside the training script (templates/image-classifier has one), or export the model."
         raise InvalidInput("no inference.py goes with the model, so nothing could serve it", where=where, hint=hint)
     return artifact.build(

@@ -71,6 +71,16 @@ def package(version: ModelVersion) -> dict[str, Any]:
     return answer
 
 
+def test_a_vendors_image_serves_files_that_we_could_not(project: str, group: str, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InvalidInput, match=r"no inference\.py goes with the model"):
+        register(tmp_path, group, project=project)
+    version = register(tmp_path, group, project=project, image="vllm/vllm-openai:v1")
+    (container,) = package(version)["InferenceSpecification"]["Containers"]
+    assert container["Image"] == "vllm/vllm-openai:v1"
+    assert not container.get("Environment")
+
+
 def test_a_folder_becomes_a_version_with_lineage(project: str, group: str, model: Path, tmp_path: Path) -> None:
     first = register(model, group, project=project)
     (model / "code" / "inference.py").write_text("changed = True\n")

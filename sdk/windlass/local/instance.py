@@ -24,6 +24,7 @@ from windlass.local import environments
 from windlass.local.environments import Environments, RequirementsFailed
 from windlass.local.logs import follow
 from windlass.local.processes import BASE, Child, Container, Keeper
+from windlass.plans import vendor_server
 
 if TYPE_CHECKING:
     from windlass.local.multi_model import Repository
@@ -206,6 +207,12 @@ class Instance:
         Raises:
             FleetFailed: it cannot be installed, or ``abort`` gave a reason.
         """
+        if server := vendor_server(self.spec.image):
+            raise FleetFailed(
+                f"The local cloud runs no container images, and {self.spec.image} for production variant {self.spec.name} "
+                f"holds {server}, which it cannot stand in for. Deploy to AWS, or name an image whose code/inference.py the "
+                "model server of Windlass can run."
+            )
         requirements = self.folder / "model" / "code" / "requirements.txt"
         if self.spec.layers is None:
             return

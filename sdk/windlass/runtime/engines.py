@@ -168,12 +168,14 @@ def _skops(path: Path, signature: Signature) -> Loaded:
         from skops import io
     except ImportError as error:
         raise Unservable(f"{path.name} needs skops and scikit-learn: add skops to code/requirements.txt.") from error
-    if unknown := io.get_untrusted_types(file=path):
+    vouched = path.with_name("trusted_types.json")  # by whoever exported it, see `artifact.loaders`
+    trusted = json.loads(vouched.read_bytes()) if vouched.is_file() else []
+    if unknown := set(io.get_untrusted_types(file=path)) - set(trusted):
+        names = ", ".join(sorted(map(str, unknown)))
         raise Unservable(
-            f"{path.name} holds types that skops does not know to be safe: {', '.join(map(str, unknown))}. Load it in a "
-            "model_fn that trusts them."
+            f"{path.name} holds types that skops does not know to be safe: {names}. Load it in a model_fn that trusts them."
         )
-    estimator = io.load(path)
+    estimator = io.load(path, trusted=trusted)
     calls = {tensor.name: getattr(estimator, _method(tensor.name), None) for tensor in signature.outputs}
     for name, call in calls.items():
         if call is None:

@@ -211,6 +211,13 @@ def test_the_folder_of_a_server_is_opt_ml(make_fleet: MakeFleet, streams: Stream
     assert "serving /opt/ml" in streams.all
 
 
+def test_a_vendors_image_is_refused_by_name(make_fleet: MakeFleet) -> None:
+    with pytest.raises(
+        FleetFailed, match=r"runs no container images, and vllm/vllm-openai:v1 .* holds vLLM, which it cannot"
+    ):
+        make_fleet(spec(image="vllm/vllm-openai:v1")).start()
+
+
 def test_stopping_ends_the_processes_and_removes_the_folder(make_fleet: MakeFleet) -> None:
     fleet = make_fleet()
     fleet.start()
