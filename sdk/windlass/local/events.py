@@ -276,8 +276,8 @@ class EventBus:
     def publish(self, topic: str, message: str, subject: str | None = None) -> None:
         """Publish to an SNS topic now, and through it to its subscribers. Raises Undeliverable."""
         try:
-            require("sns:Publish", topic, region=topic.split(":")[3])
             _, _, _, region, account, _ = topic.split(":", 5)
+            require("sns:Publish", topic, region=region)
             if topic not in sns_backends[account][region].topics:
                 raise Undeliverable(f"the topic {topic} does not exist")
             sns_backends[account][region].publish(message, arn=topic, subject=subject)

@@ -7,8 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-IDENTITY = "__import__('os').readlink('/proc/self/ns/pid') + '/' + str(__import__('os').getpid())"
-"""A Python expression: the process namespace and the number in it."""
+IDENTITY = (
+    "__import__('os').readlink('/proc/self/ns/pid') + '/' + str(__import__('os').getpid())"
+    " + '/' + open('/proc/self/stat').read().rpartition(') ')[2].split()[19]"
+)
+"""A Python expression: the process namespace, the number in it, and when the process started, in the kernel's ticks.
+
+Without the last, a process could have the identity of the one before it: the kernel gives a new namespace the inode of one that
+has ended.
+"""
 
 
 def living(identity: str) -> bool:
@@ -24,7 +31,7 @@ def process(identity: str) -> int:
 
 
 def _find(identity: str) -> int | None:
-    namespace, _, number = identity.partition("/")
+    namespace, number, *_ = identity.split("/")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
