@@ -160,8 +160,9 @@ class Cache:
         finally:
             with self._changed:
                 model.users -= 1
-                unload = not self._repository.cached and not model.users and self._models.get(target) is model
-                if unload:
+                # What nobody could wait for goes on loading: the next request finds it.
+                done = model.loaded and not model.users and self._models.get(target) is model
+                if unload := done and not self._repository.cached:
                     del self._models[target]
                 self._changed.notify_all()
             if unload:
