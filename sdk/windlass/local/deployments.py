@@ -102,6 +102,7 @@ class Deployments:
     # -- deployments, each in its own thread -----------------------------------------------------------------------------
 
     def bring_up(self, endpoint: Endpoint) -> None:
+        """Start what is pending, for an endpoint that serves nothing yet."""
         new = endpoint.pending
         assert new is not None
         try:
@@ -118,6 +119,7 @@ class Deployments:
         self.announce(endpoint)
 
     def resize(self, endpoint: Endpoint, fleet: Fleet, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Give the live fleet the capacities and weights of `after`; those of `before` if it cannot have them."""
         wanted = _counts(after)
         try:
             if isinstance(fleet, ServerlessFleet):
@@ -137,6 +139,7 @@ class Deployments:
         self.announce(endpoint)
 
     def roll_out(self, endpoint: Endpoint, rollout: Rollout) -> None:
+        """Go over to what is pending, as the rollout's policy says, or back."""
         old, new = endpoint.live, endpoint.pending
         assert old is not None
         assert new is not None
@@ -182,6 +185,9 @@ class Deployments:
             failed = rollback.run(steps, back)
         except FleetFailed as error:
             failed = str(error)
+        except Exception as error:  # both fleets stand, whatever it was
+            log.exception("The rollback of endpoint %s", endpoint.name)
+            failed = _internal(error)
         if failed is not None:
             # As the reference says of UpdateRollbackFailed: both fleets go on serving. The next update replaces them.
             with self.changed:
@@ -205,6 +211,7 @@ class Deployments:
             self.become(endpoint, "InService" if recovered and not endpoint.left_over else "UpdateRollbackFailed")
 
     def take_down(self, endpoint: Endpoint) -> None:
+        """End all that runs for the endpoint, once what it has been asked is answered."""
         for deployed in endpoint.deployed:
             self._retire(deployed)
         self.queues.forget(endpoint.region, endpoint.name)
@@ -233,6 +240,8 @@ class Deployments:
         log.info("Endpoint %s: %s of the traffic on %s", endpoint.name, shares, endpoint.pending.config.name)
 
     def spawn(self, endpoint: Endpoint, work: Callable[[Endpoint], None]) -> None:
+        """Do that in a thread of its own. Whatever happens there, the endpoint ends up in a state that says so."""
+
         def run() -> None:
             try:
                 work(endpoint)
@@ -361,6 +370,7 @@ class Deployments:
         return self.endpoints[region, name]
 
     def settled(self, endpoint: Endpoint) -> Deployed:
+        """What it runs; raises AWS's error while it changes, and when it never came up."""
         if endpoint.status in IN_PROGRESS:
             raise Fault("ValidationException", f'Cannot update in-progress endpoint "{endpoint.arn}".')
         if endpoint.live is None:
@@ -371,6 +381,7 @@ class Deployments:
         return endpoint.live
 
     def become(self, endpoint: Endpoint, status: str) -> None:
+        """Put it into that state, on disk too, and wake up whoever waits for one."""
         endpoint.status, endpoint.modified = status, self.now()
         if status == "Deleted":
             self._saved.delete(f"{endpoint.region}/{endpoint.name}")
@@ -467,6 +478,7 @@ class Deployments:
                 log.warning("Captured data of %s is lost: %s", deployed.config.name, error)
 
     def closed(self) -> str | None:
+        """Why nothing may begin any more; None until the cloud closes."""
         return "The local cloud was shut down." if self._closing.is_set() else None
 
 
