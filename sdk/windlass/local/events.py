@@ -34,6 +34,7 @@ from moto.sns.models import sns_backends
 from moto.sqs.models import sqs_backends
 from werkzeug.exceptions import HTTPException
 
+from windlass.local import event_patterns
 from windlass.local.agenda import Agenda
 from windlass.local.clock import Clock, SystemClock
 from windlass.local.cloud import ACCOUNT
@@ -51,7 +52,8 @@ Deliver = Callable[[Mapping[str, Any], str, Event], None]
 """
 
 _SERVICE = "events.amazonaws.com"
-_MOST_ENTRIES = 10
+_MOST_ENTRIES, _MOST_TARGETS = 10, 5
+_RULE_NAME = re.compile(r"[.\-_A-Za-z0-9]{1,64}")
 _RETRIES, _OLDEST_SECONDS = 185, 86_400  # AWS's defaults of a RetryPolicy
 _LONGEST_PAUSE_SECONDS = 600
 
@@ -500,6 +502,8 @@ class LocalEventsBackend(EventsBackend):  # type: ignore[misc]
         return [self._put_event(event) for event in events]
 
     def _put_event(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        if str(entry.get("Source") or "").startswith("aws."):
+            return {"ErrorCode": "NotAuthorizedForSourceException", "ErrorMessage": "Not authorized for the source."}
         for name in ("Source", "DetailType", "Detail"):
             if not entry.get(name):
                 reason = f"Parameter {name} is not valid. Reason: {name} is a required argument."
@@ -522,6 +526,14 @@ class LocalEventsBackend(EventsBackend):  # type: ignore[misc]
         return {"EventId": self.bus.put(self.region_name, event, bus=bus, account=self.account_id)}
 
     def put_rule(self, name: str, **arguments: Any) -> Any:
+        if not _RULE_NAME.fullmatch(name):
+            raise Fault(
+                "ValidationException",
+                f"1 validation error detected: Value '{name}' at 'name' failed to satisfy constraint: Member must satisfy "
+                r"regular expression pattern: [\.\-_A-Za-z0-9]+",
+            )
+        if pattern := arguments.get("event_pattern"):
+            event_patterns.check(pattern)
         schedule = None
         if text := arguments.get("scheduled_expression"):
             try:
@@ -534,6 +546,11 @@ class LocalEventsBackend(EventsBackend):  # type: ignore[misc]
 
     def put_targets(self, name: str, event_bus_arn: str | None, targets: Sequence[Mapping[str, Any]]) -> None:
         rule = self._get_event_bus(self._normalize_event_bus_arn(event_bus_arn)).rules.get(name)
+        after = {str(target.get("Id")) for target in (*(rule.targets if rule else ()), *targets)}
+        if len(after) > _MOST_TARGETS:
+            raise Fault("LimitExceededException", "The requested resource exceeds the maximum number allowed.")
+        for target in targets:
+            _check_target(target)
         for target in targets:
             arn = str(target.get("Arn", ""))
             if not self.bus.supports(arn) and not (rule and rule.managed_by):
@@ -542,6 +559,23 @@ class LocalEventsBackend(EventsBackend):  # type: ignore[misc]
                     f"Target {target.get('Id')} of rule {name}: the local cloud delivers no events to {arn}.",
                 )
         super().put_targets(name, event_bus_arn, targets)
+
+
+def _check_target(target: Mapping[str, Any]) -> None:
+    """Raise AWS's fault for what PutTargets does not take."""
+    name = target.get("Id")
+    if sum(member in target for member in ("Input", "InputPath", "InputTransformer")) > 1:
+        raise Fault(
+            "ValidationException",
+            f"Only one of Input, InputPath, or InputTransformer must be provided for target {name}.",
+        )
+    if "Input" in target:
+        try:
+            json.loads(target["Input"])
+        except ValueError:
+            raise Fault("ValidationException", f"JSON syntax error in input for target {name}.") from None
+    if _service(str(target.get("Arn", ""))) == "sagemaker" and not target.get("RoleArn"):
+        raise Fault("ValidationException", f"RoleArn is required for target {target.get('Arn')}.")
 
 
 class LocalEventsHandler(EventsHandler):  # type: ignore[misc]
@@ -556,6 +590,7 @@ class LocalEventsHandler(EventsHandler):  # type: ignore[misc]
             event = json.loads(self._get_param("Event"))
         except (TypeError, ValueError):
             raise Fault("ValidationException", "Parameter Event is not valid. Reason: it is not JSON.") from None
+        event_patterns.check(self._get_param("EventPattern") or "")
         pattern = EventPattern.load(self._get_param("EventPattern"))
         answer: tuple[str, dict[str, Any]] = self._create_response({"Result": bool(pattern.matches_event(event))})
         return answer

@@ -188,25 +188,26 @@ def test_a_token_of_another_request_is_refused(cloud: InProcess) -> None:
 
 def test_get_metric_statistics(cloud: InProcess) -> None:
     put(cloud, Values=[1.0, 3.0], Unit="Milliseconds")
-    answer = cloud.client("cloudwatch").get_metric_statistics(
-        Namespace="Windlass",
-        MetricName="Latency",
-        Dimensions=DIMENSIONS,
-        StartTime=now(cloud) - timedelta(minutes=5),
-        EndTime=now(cloud) + timedelta(minutes=1),
-        Period=60,
-        Statistics=["Average", "Sum"],
-        ExtendedStatistics=["p50", "tm90"],
-    )
+    cloudwatch = cloud.client("cloudwatch")
+    asked = {
+        "Namespace": "Windlass",
+        "MetricName": "Latency",
+        "Dimensions": DIMENSIONS,
+        "StartTime": now(cloud) - timedelta(minutes=5),
+        "EndTime": now(cloud) + timedelta(minutes=1),
+        "Period": 60,
+    }
+    answer = cloudwatch.get_metric_statistics(**asked, Statistics=["Average", "Sum"])
     assert answer["Label"] == "Latency"
     (point,) = answer["Datapoints"]
-    assert point == {
-        "Timestamp": now(cloud),
-        "Unit": "Milliseconds",
-        "Average": 2.0,
-        "Sum": 4.0,
-        "ExtendedStatistics": {"p50": 2.0, "tm90": pytest.approx((1 + 0.8 * 3) / 1.8)},
-    }
+    assert point == {"Timestamp": now(cloud), "Unit": "Milliseconds", "Average": 2.0, "Sum": 4.0}
+    (point,) = cloudwatch.get_metric_statistics(**asked, ExtendedStatistics=["p50", "tm90"])["Datapoints"]
+    assert point["ExtendedStatistics"] == {"p50": 2.0, "tm90": pytest.approx((1 + 0.8 * 3) / 1.8)}
+    # "... you must specify either Statistics or ExtendedStatistics, but not both"
+    for both in ({}, {"Statistics": ["Sum"], "ExtendedStatistics": ["p50"]}):
+        with pytest.raises(ClientError) as caught:
+            cloudwatch.get_metric_statistics(**asked, **both)
+        assert caught.value.response["Error"]["Code"] == "InvalidParameterCombination"
 
 
 def test_list_metrics(cloud: InProcess) -> None:

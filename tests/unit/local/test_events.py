@@ -20,6 +20,8 @@ EVENT = {
     "detail": {"endpoint": "digits", "state": {"value": "ALARM"}, "latency": 120.5, "tags": ["a", "b"], "ok": False},
 }
 
+ROLE = "arn:aws:iam::123456789012:role/events"
+
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
@@ -320,8 +322,13 @@ def test_pipelines_are_started_with_parameters_from_the_event(cloud: InProcess, 
     events.put_targets(
         Rule="rule",
         Targets=[
-            {"Id": "p", "Arn": arn, "SageMakerPipelineParameters": {"PipelineParameterList": parameters}},
-            {"Id": "gone", "Arn": arn.replace("retrain", "gone"), "DeadLetterConfig": dead},
+            {
+                "Id": "p",
+                "Arn": arn,
+                "RoleArn": ROLE,
+                "SageMakerPipelineParameters": {"PipelineParameterList": parameters},
+            },
+            {"Id": "gone", "Arn": arn.replace("retrain", "gone"), "RoleArn": ROLE, "DeadLetterConfig": dead},
         ],
     )
     send(cloud)
@@ -399,3 +406,46 @@ def test_one_failing_delivery_does_not_end_the_thread(
     assert cloud.events.drain()
     assert seen == [2]
     assert "A delivery failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"Input": "{}", "InputPath": "$.detail"}, "Only one of Input, InputPath, or InputTransformer must be provided"),
+        ({"Input": "{"}, "JSON syntax error in input for target t."),
+        ({"Arn": f"arn:aws:sagemaker:{REGION}:123456789012:pipeline/p"}, "RoleArn is required for target arn:aws:sagemaker:"),
+    ],
+)  # fmt: skip
+def test_targets_that_are_refused(cloud: InProcess, target: dict[str, Any], message: str) -> None:
+    events = cloud.client("events")
+    events.put_rule(Name="rule", EventPattern=json.dumps({"source": ["app"]}))
+    with pytest.raises(ClientError) as caught:
+        events.put_targets(Rule="rule", Targets=[{"Id": "t", "Arn": cloud.queue("q"), **target}])
+    assert caught.value.response["Error"]["Code"] == "ValidationException"
+    assert caught.value.response["Error"]["Message"].startswith(message)
+
+
+def test_a_rule_has_at_most_five_targets(cloud: InProcess) -> None:
+    events, arn = cloud.client("events"), cloud.queue("q")
+    events.put_rule(Name="rule", EventPattern=json.dumps({"source": ["app"]}))
+    events.put_targets(Rule="rule", Targets=[{"Id": str(n), "Arn": arn} for n in range(5)])
+    events.put_targets(Rule="rule", Targets=[{"Id": "4", "Arn": arn}])  # one that it has
+    with pytest.raises(ClientError, match="LimitExceededException"):
+        events.put_targets(Rule="rule", Targets=[{"Id": "5", "Arn": arn}])
+
+
+def test_nobody_speaks_for_aws(cloud: InProcess) -> None:
+    entries = [{"Source": source, "DetailType": "d", "Detail": "{}"} for source in ("aws.cloudwatch", "app")]
+    answer = cloud.client("events").put_events(Entries=entries)
+    assert answer["FailedEntryCount"] == 1
+    assert answer["Entries"][0]["ErrorCode"] == "NotAuthorizedForSourceException"
+
+
+def test_names_and_patterns_of_rules(cloud: InProcess) -> None:
+    events, good = cloud.client("events"), json.dumps({"source": ["app"]})
+    with pytest.raises(ClientError, match="failed to satisfy constraint"):
+        events.put_rule(Name="a rule", EventPattern=good)
+    for call in (lambda text: events.put_rule(Name="rule", EventPattern=text),
+                 lambda text: events.test_event_pattern(EventPattern=text, Event=json.dumps(EVENT))):  # fmt: skip
+        with pytest.raises(ClientError, match="InvalidEventPatternException"):
+            call(json.dumps({"source": [{"prefx": "a"}]}))
