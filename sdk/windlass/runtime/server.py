@@ -277,8 +277,12 @@ class App:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         named = dict(headers)
         if (given := named.get(_REQUEST_ID)) is None:
-            given = b"%s-%d" % (self._origin.encode(), next(self._requests))
-            headers.append((_REQUEST_ID, given))
+            request_id = f"{self._origin}-{next(self._requests)}"
+            headers.append((_REQUEST_ID, request_id.encode()))
+            quoted_id = f'"{request_id}"'
+        else:
+            request_id = given.decode("latin-1")
+            quoted_id = json.dumps(request_id)
         request = _Request(begin, begin + self._settings.timeout_seconds, receive)
         task = asyncio.current_task()
         assert task
@@ -322,9 +326,8 @@ class App:
         else:
             queue_seconds, model_seconds, size = (job.queue_seconds if job else 0.0), 0.0, 0
         self._metrics.request(status, seconds, queue_seconds, model_seconds, size)
-        request_id = json.dumps(given.decode("latin-1"))
         if self._observers:
-            invoked = Invoked(status, seconds, queue_seconds, model_seconds, size, json.loads(request_id), named)
+            invoked = Invoked(status, seconds, queue_seconds, model_seconds, size, request_id, named)
             for observer in self._observers:
                 observer(invoked)
         path = "/invocations" if model is None else json.dumps(scope["path"])[1:-1]
@@ -332,10 +335,10 @@ class App:
         self._log.line(
             f'{{"time": {time.time():.3f}, "event": "request", "method": "POST", "path": "{path}", "status": {status}, '
             f'"ms": {seconds * 1e3:.3f}, "queue_ms": {queue_seconds * 1e3:.3f}, "model_ms": {model_seconds * 1e3:.3f}, '
-            f'"batch": {size}, "request_id": {request_id}, "inference_id": {identity}}}'
+            f'"batch": {size}, "request_id": {quoted_id}, "inference_id": {identity}}}'
         )
         if error:
-            ids = {"request_id": json.loads(request_id), "inference_id": json.loads(identity)}
+            ids = {"request_id": request_id, "inference_id": json.loads(identity)}
             self._log.fault("invocation failed", status=status, **ids, error=error)
 
     def _refusal(self, error: BaseException, request: _Request) -> Reply | None:
