@@ -716,3 +716,22 @@ def test_a_stack_makes_what_its_deployer_may_or_what_its_role_may(aws: Enforcing
     theirs = aws.client("cloudformation", passing)
     theirs.create_stack(StackName="its", TemplateBody=template, RoleARN=role)
     assert theirs.describe_stacks(StackName="its")["Stacks"][0]["StackStatus"] == "CREATE_COMPLETE"
+
+
+def test_users_and_their_policies_outlive_a_restart(tmp_path: Path) -> None:
+    read_only = "arn:aws:iam::aws:policy/AmazonS3ReadOnlyAccess"
+    # Given a user of a cloud that does not enforce, with one of AWS's own policies
+    with LocalCloud.up(tmp_path / "state", lifeline=True) as cloud:
+        before = Enforcing(cloud)
+        keys = before.user()
+        before.client("iam").attach_user_policy(UserName="user1", PolicyArn=read_only)
+        before.client("s3", ("any", "key", None)).create_bucket(Bucket="kept")
+        before.close()
+    # When it is started again, to enforce
+    with LocalCloud.up(tmp_path / "state", lifeline=True, enforce_iam=True) as cloud:
+        after = Enforcing(cloud)
+        # Then the key works as far as that policy goes
+        assert [bucket["Name"] for bucket in after.client("s3", keys).list_buckets()["Buckets"]] == ["kept"]
+        refused(after.client("s3", keys).create_bucket, Bucket="more")
+        after.close()
+    assert (tmp_path / "state" / "services.pickle").stat().st_size < 1_000_000  # not all of AWS's policies

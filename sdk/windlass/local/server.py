@@ -175,9 +175,6 @@ class Server:
         speed: float = 1,
         enforce_iam: bool = False,
     ) -> None:
-        if enforce_iam:
-            # AWS's own managed policies; read when moto makes its IAM.
-            os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
         listener = socket.create_server((host, port), backlog=128)
         self.url = f"http://{host}:{listener.getsockname()[1]}"
         os.environ["MOTO_PORT"] = str(listener.getsockname()[1])

@@ -5,12 +5,15 @@ Session policies by ARN, permissions boundaries of users, how long a session may
 
 from __future__ import annotations
 
+import functools
+import json
 import types
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
 from moto.iam import urls as iam_urls
-from moto.iam.models import IAMBackend, iam_backends
+from moto.iam.aws_managed_policies import aws_managed_policies_data
+from moto.iam.models import AWSManagedPolicy, IAMBackend, iam_backends
 from moto.iam.responses import IamResponse
 from moto.sts import urls as sts_urls
 from moto.sts.models import STSBackend, sts_backends
@@ -90,7 +93,54 @@ class Identities(IamResponse):  # type: ignore[misc]
         return EmptyResult()
 
 
+class ManagedPolicies(dict[str, Any]):
+    """The account's managed policies by ARN, and AWS's own as soon as somebody names one: all of them are 24 MB."""
+
+    def __missing__(self, arn: str) -> Any:
+        name = arn.rpartition("/")[2]
+        data = _of_aws().get(name) if arn.startswith("arn:aws:iam::aws:policy/") else None
+        if data is None:
+            raise KeyError(arn)
+        policy = AWSManagedPolicy.from_data(name, ACCOUNT, "us-east-1", data)
+        if policy.arn != arn:  # another path
+            raise KeyError(arn)
+        self[arn] = policy
+        return policy
+
+    def get(self, arn: str, default: Any = None) -> Any:
+        try:
+            return self[arn]
+        except KeyError:
+            return default
+
+    def __contains__(self, arn: object) -> bool:
+        return self.get(str(arn)) is not None
+
+
+@functools.cache
+def _of_aws() -> dict[str, Any]:
+    policies: dict[str, Any] = json.loads(aws_managed_policies_data)
+    return policies
+
+
 class IdentitiesBackend(IAMBackend):  # type: ignore[misc]
+    def _init_managed_policies(self) -> dict[str, Any]:
+        return ManagedPolicies()
+
+    # moto looks through the values of all policies.
+
+    def attach_user_policy(self, policy_arn: str, user_name: str) -> None:
+        self.managed_policies.get(policy_arn)
+        super().attach_user_policy(policy_arn, user_name)
+
+    def attach_role_policy(self, policy_arn: str, role_name: str) -> None:
+        self.managed_policies.get(policy_arn)
+        super().attach_role_policy(policy_arn, role_name)
+
+    def attach_group_policy(self, policy_arn: str, group_name: str) -> None:
+        self.managed_policies.get(policy_arn)
+        super().attach_group_policy(policy_arn, group_name)
+
     @property
     def _url_module(self) -> Any:
         paths = dict.fromkeys(iam_urls.url_paths, Identities.dispatch)
