@@ -22,7 +22,7 @@ else:
     @bentoml.service(workers=2, logging={"access": {"enabled": False}}, traffic={"timeout": 60})
     class Service:
         def __init__(self) -> None:
-            self.model = Classifier(os.environ["FOLDER"], threads=1)
+            self.model = Classifier(os.environ["FOLDER"])
 
         @bentoml.api(batchable=True, max_batch_size=16, max_latency_ms=60_000)
         def predict(self, inputs: list[str]) -> list[list[float]]:

@@ -20,7 +20,7 @@ if sys.argv[1] == "echo":
 else:
     from classifier import Classifier
 
-    model = Classifier(sys.argv[2], threads=1)  # the pool's threads run side by side
+    model = Classifier(sys.argv[2], streams=2)  # the pool's threads run side by side, two at a time
 
     @app.post("/predict")
     def predict(body: dict[str, str]) -> list[float]:

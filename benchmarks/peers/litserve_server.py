@@ -26,7 +26,7 @@ class MiniLm(litserve.LitAPI):
     def setup(self, device):
         from classifier import Classifier
 
-        self.model = Classifier(sys.argv[2], threads=1)
+        self.model = Classifier(sys.argv[2])
 
     def decode_request(self, request):
         return request["text"]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from windlass import metrics as metrics
     from windlass import monitor as monitor
     from windlass.endpoints import Endpoint as Endpoint
-    from windlass.endpoints import Prediction as Prediction
     from windlass.endpoints import deploy as deploy
     from windlass.errors import WindlassError as WindlassError
     from windlass.foundation import Contract as Contract
@@ -31,10 +30,14 @@ if TYPE_CHECKING:
     from windlass.jobs import evaluate as evaluate
     from windlass.jobs import train as train
     from windlass.plans import Plan as Plan
+    from windlass.predictor import Pending as Pending
+    from windlass.predictor import Prediction as Prediction
+    from windlass.predictor import Stream as Stream
     from windlass.progress import JobProgress as JobProgress
     from windlass.registry import ModelVersion as ModelVersion
     from windlass.registry import import_version as import_version
     from windlass.registry import register as register
+    from windlass.retries import Retry as Retry
     from windlass.specs import ServeSpec as ServeSpec
     from windlass.specs import Slo as Slo
     from windlass.specs import TrainSpec as TrainSpec
@@ -44,12 +47,15 @@ _EXPORTS = {
     "Endpoint": "endpoints",
     "JobProgress": "progress",
     "ModelVersion": "registry",
+    "Pending": "predictor",
     "Plan": "plans",
     "Policy": "gates",
-    "Prediction": "endpoints",
+    "Prediction": "predictor",
+    "Retry": "retries",
     "Run": "jobs",
     "ServeSpec": "specs",
     "Slo": "specs",
+    "Stream": "predictor",
     "TrainSpec": "specs",
     "WindlassError": "errors",
     "deploy": "endpoints",

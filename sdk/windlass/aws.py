@@ -53,6 +53,12 @@ _CONFIG = Config(
     read_timeout=70,  # InvokeEndpoint answers within 60 s
 )
 
+# Predictions may cost money or write something, and botocore would repeat them after a read timeout: `retries` knows better.
+# Connections are kept, one for each of the threads that ask at once.
+_RUNTIME_CONFIG = _CONFIG.merge(
+    Config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=10, tcp_keepalive=True)
+)
+
 _lock = threading.Lock()
 _clients: dict[tuple[str, str | None], Any] = {}
 _session: boto3.session.Session | None = None
@@ -73,7 +79,8 @@ def client(service: str, *, region: str | None = None) -> Any:
         assert _session is not None
         key = (service, region)
         if key not in _clients:
-            _clients[key] = _session.client(service, region_name=region, config=_CONFIG)
+            config = _RUNTIME_CONFIG if service == "sagemaker-runtime" else _CONFIG
+            _clients[key] = _session.client(service, region_name=region, config=config)
         return _clients[key]
 
 
@@ -166,6 +173,15 @@ _LISTINGS = {
 _ENUM = re.compile(r"(Value '(.*?)' at .* enum value set: )\[(.*)\]")
 
 
+# There was no connection that the request could have gone through.
+_BEFORE_SENDING = (
+    botocore.exceptions.EndpointConnectionError,
+    botocore.exceptions.ConnectTimeoutError,
+    botocore.exceptions.ProxyConnectionError,
+    botocore.exceptions.SSLError,
+)
+
+
 @contextlib.contextmanager
 def errors(where: str) -> Iterator[None]:
     """Turn botocore's errors into Windlass's own, saying where they came up."""
@@ -186,7 +202,9 @@ def errors(where: str) -> Iterator[None]:
         botocore.exceptions.HTTPClientError,
     ) as error:
         hint = "Check the network and the endpoint URL (is the local cloud running?)."
-        raise Unreachable(str(error), where=where, hint=hint) from error
+        unreachable = Unreachable(str(error), where=where, hint=hint)
+        unreachable.sent = not isinstance(error, _BEFORE_SENDING)
+        raise unreachable from error
     except botocore.exceptions.BotoCoreError as error:
         raise ServiceError(str(error), where=where) from error
     except boto3.exceptions.Boto3Error as error:
@@ -198,7 +216,7 @@ def errors(where: str) -> Iterator[None]:
 
 def translate(error: botocore.exceptions.ClientError, where: str) -> ServiceError:
     """The Windlass error for an AWS one. Keeps its code, operation and request id."""
-    body = error.response.get("Error", {})
+    body, metadata = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     code, message = str(body.get("Code", "")), str(body.get("Message", error))
     kind: type[ServiceError] = next((kind for kind, codes in _KINDS if code in codes), ServiceError)
     if kind is Refused:
@@ -219,7 +237,11 @@ def translate(error: botocore.exceptions.ClientError, where: str) -> ServiceErro
         hint=_HINTS.get(kind, _LISTINGS.get(error.operation_name, "") if kind is NotFound else ""),
         code=code,
         operation=error.operation_name,
-        request_id=str(error.response.get("ResponseMetadata", {}).get("RequestId", "")),
+        request_id=str(metadata.get("RequestId", "")),
+        status=int(
+            error.response.get("OriginalStatusCode")
+            or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        ),
     )
 
 

@@ -11,8 +11,7 @@ Endpoint.from_name("digits")                          # in another process
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import io
+import functools
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,34 +20,25 @@ from datetime import UTC, datetime
 from typing import Any, Literal, overload
 
 from windlass import aws, plans
-from windlass.artifact import MANIFEST
-from windlass.errors import Conflict, DeploymentFailed, InvalidInput, MissingExtra, NotFound, RolledBack
+from windlass.artifact import MANIFEST, Signature
+from windlass.errors import (
+    AccessDenied,
+    Conflict,
+    CorruptArtifact,
+    DeploymentFailed,
+    InvalidInput,
+    NotFound,
+    RolledBack,
+)
 from windlass.foundation import Contract
 from windlass.gates import Policy
 from windlass.plans import Plan
+from windlass.predictor import RETRY, Aio, Pending, Prediction, Predictor, Stream
 from windlass.registry import ModelVersion
+from windlass.retries import Retry
 from windlass.specs import ServeSpec, Slo, check_name
 
 _CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer of the model.
-
-    Attributes:
-        inference_id: what :meth:`Endpoint.label` takes, days later if need be.
-        output: decoded by its content type: JSON to Python values, NPY to an array, text to ``str``, else ``bytes``.
-        latency_ms: as the caller saw it, network included.
-        at: when it was answered, in seconds since the epoch.
-    """
-
-    inference_id: str
-    output: Any
-    latency_ms: float
-    at: float
-    variant: str = ""
-    content_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ class Endpoint:
 
     def refresh(self) -> Endpoint:
         found = Endpoint.from_name(self.name)
-        return _replace(found, wanted_config=self.wanted_config)
+        return replace(found, wanted_config=self.wanted_config)
 
     # ---------------------------------------------------------------------------------------------------- life cycle
 
@@ -168,7 +158,7 @@ class Endpoint:
         if dry_run:
             return plan
         aws.execute(plan)
-        back = _replace(now, wanted_config=now.previous_configs[0], status="Updating")
+        back = replace(now, wanted_config=now.previous_configs[0], status="Updating")
         return back.wait(clock=clock) if wait else back
 
     def delete(self) -> None:
@@ -199,6 +189,28 @@ class Endpoint:
 
     # ------------------------------------------------------------------------------------------------- predict, label
 
+    @functools.cached_property
+    def signature(self) -> Signature | None:
+        """What the model takes and gives, from the manifest of the registered version in service; read once.
+
+        ``None`` where it is not known: no signature, not a version of the registry, or one that this caller may not read. Then
+        inputs go out unchecked.
+        """
+        if not self.model_version:
+            return None
+        try:
+            return ModelVersion.from_name(self.model_version).manifest.signature
+        except (NotFound, AccessDenied, CorruptArtifact):
+            return None  # a caller who may only invoke can still do that
+
+    def _predictor(self) -> Predictor:
+        return Predictor(self.name, self.signature)
+
+    @property
+    def aio(self) -> Aio:
+        """The same verbs as coroutines: ``await endpoint.aio.predict(pixels)``."""
+        return Aio(self._predictor())
+
     def predict(
         self,
         data: Any,
@@ -206,45 +218,115 @@ class Endpoint:
         content_type: str | None = None,
         accept: str = "application/json",
         inference_id: str | None = None,
+        target_model: str | None = None,
+        target_variant: str | None = None,
+        custom_attributes: str = "",
+        timeout_seconds: float | None = None,
+        retry: Retry = RETRY,
+        hedge_after_seconds: float | None = None,
         clock: aws.Clock = aws.CLOCK,
     ) -> Prediction:
         """Ask the model.
 
             endpoint.predict({"image": [[0, 5, ...], ...]}).output["label"]
-            endpoint.predict(array)                                  # a NumPy array goes out as NPY
+            endpoint.predict(array)                                  # NumPy in, NumPy out
+            endpoint.predict(frame, timeout_seconds=0.2)             # pandas in and out, or WaitTimeout
 
         Args:
-            data: dict, list, number or str: JSON. NumPy array or torch tensor: NPY. bytes: as they are, with ``content_type``.
+            data: dict, list, number or str; NumPy array, torch tensor, PIL image, pandas DataFrame or Series; a dict of
+                those by input name; or bytes, with ``content_type``. `windlass.payloads` lists what each goes out as. One
+                example without its batch dimension is sent as a batch of one.
+            accept: the media type of the answer.
             inference_id: your own id, at most 64 characters; by default a new UUID.
+            target_model: of a multi-model endpoint: ``digits.tar.gz``.
+            target_variant: this production variant, whatever the weights.
+            custom_attributes: reach the model's hooks, as ``X-Amzn-SageMaker-Custom-Attributes``.
+            timeout_seconds: for all, retries included. The model server hears of it, and drops what would come too late.
+            retry: when to ask again; `windlass.retries` says when that is safe.
+            hedge_after_seconds: ask a second time when there is no answer by then, and take the first that comes. The model
+                then works twice; a little above the usual p95 is a good value.
 
         Raises:
+            InvalidInput: which input, what came, and what the model takes. Nothing was sent.
             ModelFailed: the model raised; the message holds what it said.
+            WaitTimeout: no answer in time.
             NotFound: no such endpoint.
         """
-        where = f"Predicting with '{self.name}'"
-        body, kind = _encode(data, content_type, where)
-        identity = inference_id or str(uuid.uuid4())
-        start = clock.now()
-        answer = aws.call(
-            where,
-            aws.client("sagemaker-runtime").invoke_endpoint,
-            EndpointName=self.name,
-            Body=body,
-            ContentType=kind,
-            Accept=accept,
-            InferenceId=identity,
+        return self._predictor().predict(
+            data,
+            content_type=content_type,
+            accept=accept,
+            inference_id=inference_id,
+            target_model=target_model,
+            target_variant=target_variant,
+            custom_attributes=custom_attributes,
+            timeout_seconds=timeout_seconds,
+            retry=retry,
+            hedge_after_seconds=hedge_after_seconds,
+            clock=clock,
         )
-        with aws.errors(where):
-            raw = answer["Body"].read()
-        end = clock.now()
-        return Prediction(
-            inference_id=identity,
-            output=_decode(raw, answer.get("ContentType", ""), where),
-            latency_ms=(end - start) * 1000,
-            at=end,
-            variant=answer.get("InvokedProductionVariant", ""),
-            content_type=answer.get("ContentType", ""),
+
+    def predict_batch(
+        self, datas: Iterable[Any], *, concurrency: int = 8, inference_ids: Sequence[str] | None = None, **options: Any
+    ) -> Sequence[Prediction]:
+        """Ask for many, several at once, so that the model server can batch them; answers in the order of ``datas``.
+
+            endpoint.predict_batch(images, concurrency=16)
+
+        Args:
+            concurrency: requests under way at a time, 1 to 32.
+            inference_ids: one for each.
+            options: of :meth:`predict`, for each request.
+
+        Raises:
+            InvalidInput: an item is wrong, and which. Nothing was sent.
+            ServiceError: the first that failed, in order; those not yet begun are not sent.
+        """
+        return self._predictor().predict_batch(datas, concurrency=concurrency, inference_ids=inference_ids, **options)
+
+    def stream(
+        self,
+        data: Any,
+        *,
+        content_type: str | None = None,
+        accept: str = "application/json",
+        inference_id: str | None = None,
+        target_variant: str | None = None,
+        custom_attributes: str = "",
+        retry: Retry = RETRY,
+        clock: aws.Clock = aws.CLOCK,
+    ) -> Stream:
+        """Ask, and read the answer as the model makes it. It is never asked again once the answer has begun.
+
+            for chunk in endpoint.stream({"prompt": "Once"}): print(chunk, end="")
+
+        Raises:
+            InvalidInput, NotFound: as :meth:`predict`.
+            ModelFailed: while it is read: the model broke off. What came before stands.
+        """
+        return self._predictor().stream(
+            data,
+            content_type=content_type,
+            accept=accept,
+            inference_id=inference_id,
+            target_variant=target_variant,
+            custom_attributes=custom_attributes,
+            retry=retry,
+            clock=clock,
         )
+
+    def predict_async(self, data: Any, *, bucket: str | None = None, **options: Any) -> Pending:
+        """Ask an asynchronous endpoint: input and answer lie in S3, and it may take up to an hour.
+
+            pending = endpoint.predict_async(video, content_type="video/mp4")
+            pending.result(timeout_seconds=900)
+
+        Args:
+            bucket: for the input; by default the project's own.
+            options: ``content_type``, ``accept``, ``inference_id``, ``custom_attributes`` and ``retry`` of :meth:`predict`;
+                ``timeout_seconds`` for the model, at most 3600.
+        """
+        return self._predictor().predict_async(data, bucket=bucket or Contract.load(self.project).bucket, **options)
 
     def label(self, inference_id: str, truth: Any, *, clock: aws.Clock = aws.CLOCK) -> None:
         """Say what was right, whenever it becomes known. :func:`windlass.monitor.quality` joins it to the prediction."""
@@ -274,10 +356,6 @@ class Endpoint:
         uri = f"s3://{bucket}/labels/{self.name}/{moment:%Y/%m/%d/%H/%M-%S-%f}-{uuid.uuid4().hex[:8]}.jsonl"
         aws.put_bytes(uri, "".join(json.dumps(r) + "\n" for r in records).encode(), "application/jsonlines")
         return uri
-
-
-def _replace(endpoint: Endpoint, **changes: Any) -> Endpoint:
-    return Endpoint(**{**endpoint.__dict__, **changes})
 
 
 def _stage(answer: Mapping[str, Any]) -> str:
@@ -331,27 +409,6 @@ def _refuse_changing(endpoint: Endpoint, where: str) -> None:
         raise Conflict(f"it is {endpoint.status} ({endpoint.reason})", where=where, hint=hint)
 
 
-def _encode(data: Any, content_type: str | None, where: str) -> tuple[bytes, str]:
-    if isinstance(data, bytes | bytearray | memoryview):
-        if content_type is None:
-            raise InvalidInput("bytes were given without content_type=", where=where, hint="As in 'application/x-npy'.")
-        return bytes(data), content_type
-    plain = data.detach().cpu().numpy() if hasattr(data, "detach") else data
-    if hasattr(plain, "__array_interface__") and content_type in (None, "application/x-npy"):
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.save(buffer, np.asarray(plain), allow_pickle=False)
-        return buffer.getvalue(), "application/x-npy"
-    if isinstance(data, str) and content_type is not None:
-        return data.encode(), content_type
-    try:
-        return json.dumps(_plain(data), allow_nan=False).encode(), content_type or "application/json"
-    except (TypeError, ValueError) as error:
-        hint = "Give JSON values, a NumPy array, a tensor, or bytes with content_type=."
-        raise InvalidInput(f"{type(data).__name__} cannot be sent: {error}", where=where, hint=hint) from error
-
-
 def _plain(value: Any) -> Any:
     """NumPy scalars and arrays inside dicts and lists as Python values."""
     if hasattr(value, "tolist"):
@@ -361,22 +418,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _decode(raw: bytes, content_type: str, where: str) -> Any:
-    kind = content_type.split(";")[0].strip().lower()
-    try:
-        if kind == "application/json":
-            return json.loads(raw)
-        if kind == "application/x-npy":
-            import numpy as np
-
-            return np.load(io.BytesIO(raw), allow_pickle=False)
-        return raw.decode() if kind.startswith("text/") else raw
-    except ModuleNotFoundError as error:
-        raise MissingExtra("numpy", "serve", "Reading an NPY answer") from error
-    except ValueError as error:
-        raise DeploymentFailed(f"the model's answer is not {kind}: {error}", where=where) from error
 
 
 @overload
@@ -494,10 +535,10 @@ def deploy(
         foundation=Contract.load(project),
     )
     if current.signature:
-        plan = dataclasses.replace(plan, also=("kms:Verify",))
+        plan = replace(plan, also=("kms:Verify",))
     if dry_run:
         return plan
     aws.execute(plan)
     config = str(plan.requests[1].params["EndpointConfigName"])
-    started = _replace(Endpoint.from_name(name), wanted_config=config)
+    started = replace(Endpoint.from_name(name), wanted_config=config)
     return started.wait(clock=clock) if wait else started

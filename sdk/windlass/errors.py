@@ -99,12 +99,21 @@ class ServiceError(WindlassError, RuntimeError):
         code: the AWS error code, for example ``ValidationException``.
         operation: the API operation, for example ``CreateEndpoint``.
         request_id: what AWS Support asks for.
+        status: HTTP status; for a model's error the one that its server answered; 0 where nothing was answered.
     """
 
     def __init__(
-        self, what: str, *, where: str = "", hint: str = "", code: str = "", operation: str = "", request_id: str = ""
+        self,
+        what: str,
+        *,
+        where: str = "",
+        hint: str = "",
+        code: str = "",
+        operation: str = "",
+        request_id: str = "",
+        status: int = 0,
     ) -> None:
-        self.code, self.operation, self.request_id = code, operation, request_id
+        self.code, self.operation, self.request_id, self.status = code, operation, request_id, status
         super().__init__(what, where=where, hint=hint)
 
 
@@ -137,7 +146,13 @@ class Throttled(ServiceError):
 
 
 class Unreachable(ServiceError, ConnectionError):
-    """No answer from the service: network, proxy, or a local cloud that is not running."""
+    """No answer from the service: network, proxy, or a local cloud that is not running.
+
+    Attributes:
+        sent: whether the request may have arrived: the connection was there, and broke.
+    """
+
+    sent: bool = True
 
 
 class JobFailed(WindlassError, RuntimeError):

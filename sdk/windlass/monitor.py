@@ -20,10 +20,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from windlass import aws, metrics, plans
-from windlass.endpoints import Endpoint, Prediction
+from windlass.endpoints import Endpoint
 from windlass.errors import InvalidInput, NotFound
 from windlass.foundation import Contract
 from windlass.metrics import Metric, wilson_lower_bound
+from windlass.predictor import Prediction
 
 Dimensions = Sequence[Mapping[str, str]]
 

@@ -7,7 +7,7 @@ from classifier import Classifier
 
 
 def model_fn(model_dir):
-    return Classifier(os.environ["FOLDER"], threads=int(os.environ["OMP_NUM_THREADS"]))
+    return Classifier(os.environ["FOLDER"])
 
 
 def input_fn(body, content_type):
