@@ -328,6 +328,17 @@ class Endpoint:
         """
         return self._predictor().predict_async(data, bucket=bucket or Contract.load(self.project).bucket, **options)
 
+    def openapi(self) -> dict[str, Any]:
+        """The endpoint's API as OpenAPI 3.1, from the signature: generators for other languages make a typed client of it.
+
+        json.dump(endpoint.openapi(), open("digits.json", "w"))      # or: windlass openapi digits/2 --endpoint digits
+        """
+        from windlass.runtime.openapi import document
+
+        _, _, version = self.model_version.partition("/")
+        signature, name = self.signature, self.name
+        return document(signature, title=name, version=version or "1", endpoint=name, region=aws.region())
+
     def label(self, inference_id: str, truth: Any, *, clock: aws.Clock = aws.CLOCK) -> None:
         """Say what was right, whenever it becomes known. :func:`windlass.monitor.quality` joins it to the prediction."""
         self.label_many([(inference_id, truth)], clock=clock)

@@ -4,7 +4,8 @@
     output = payloads.decode(raw, "application/json", request.form, signature)
 
 With the model's signature, a wrong input is refused here, in the words in which the model server would: which input, what came,
-what was expected. One example without its batch dimension, an image, say, is sent as a batch of one.
+what was expected. One example without its batch dimension, an image, say, is sent as a batch of one; an array is cast to the
+signature's dtype where that changes no value.
 
 | in | goes out as | comes back as |
 |---|---|---|
@@ -74,9 +75,10 @@ def encode(
         data.save(stream, format="PNG")
         return Payload(stream.getvalue(), PNG, form)
     value = _arrays(data, signature)
+    kind = content_type or _usual(value, form, signature)
     if signature is not None and importlib.util.find_spec("numpy"):
-        value = _fitting(value, signature.inputs, where, exact=form != "plain")
-    return _written(value, content_type or _usual(value, form, signature), form, data, where)
+        value = _fitting(value, signature.inputs, where, exact=codecs.media_type(kind)[0] in (NPY, NPZ))
+    return _written(value, kind, form, data, where)
 
 
 def _form(data: Any) -> Form:
@@ -118,28 +120,38 @@ def _column(series: Any) -> Any:
 
 
 def _fitting(value: Any, inputs: Sequence[Tensor], where: str, *, exact: bool) -> Any:
-    """The value, checked. JSON values stay as they are but for the batch dimension: their numbers have no dtype to keep."""
-    named = value if isinstance(value, Mapping) else {inputs[0].name: value}
-    if isinstance(value, Mapping) or len(inputs) == 1:
-        named = {name: _batch_of_one(item, inputs, name) for name, item in named.items()}
-        value = named if isinstance(value, Mapping) else named[inputs[0].name]
+    """The value, checked, with the batch dimension.
+
+    Args:
+        exact: it goes out with dtypes of its own, so they must be the signature's; in JSON the numbers decide.
+    """
+    by_name = isinstance(value, Mapping)
+    if by_name or len(inputs) == 1:
+        kinds = {tensor.name: tensor for tensor in inputs}
+        named = value if by_name else {inputs[0].name: value}
+        named = {name: _fitted(item, kinds[name]) if name in kinds else item for name, item in named.items()}
+        value = named if by_name else named[inputs[0].name]
     try:
         fitting = typed(value, inputs, exact=exact)
     except codecs.Refused as error:
         hint = f"The model takes {', '.join(f'{t.name}: {t.dtype} {shape_text(t.shape)}' for t in inputs)}."
         raise InvalidInput(str(error), where=where, hint=hint) from error
     if not exact:
-        return value
-    return {inputs[0].name: fitting} if isinstance(value, Mapping) and len(inputs) == 1 else fitting
+        return value  # as it came: the server reads JSON numbers by the signature
+    return {inputs[0].name: fitting} if by_name and len(inputs) == 1 else fitting
 
 
-def _batch_of_one(value: Any, inputs: Sequence[Tensor], name: str) -> Any:
-    tensor = next((tensor for tensor in inputs if tensor.name == name), None)
-    if tensor is None or not tensor.shape or not isinstance(tensor.shape[0], str):
+def _fitted(value: Any, tensor: Tensor) -> Any:
+    """With the batch dimension that a single example lacks; arrays in the signature's dtype where no value changes by it."""
+    if tensor.shape and isinstance(tensor.shape[0], str) and _depth(value) == len(tensor.shape) - 1:
+        value = value[None] if hasattr(value, "ndim") else [value]
+    if not _numeric(value) or tensor.dtype in ("str", "object"):
         return value
-    if _depth(value) != len(tensor.shape) - 1:
-        return value
-    return value[None] if hasattr(value, "ndim") else [value]
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        cast = value.astype(tensor.dtype)
+    return cast if np.array_equal(cast, value, equal_nan=value.dtype.kind in "fc") else value
 
 
 def _depth(value: Any) -> int:

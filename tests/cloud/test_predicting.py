@@ -362,3 +362,10 @@ def test_an_asynchronous_answer_is_waited_for(rig: Any, foundation: Any) -> None
             failing.result(timeout_seconds=30)
     finally:
         office.close()
+
+
+def test_an_endpoint_describes_itself_for_other_languages(endpoint: wl.Endpoint) -> None:
+    page = endpoint.openapi()
+
+    assert page["openapi"].startswith("3.1")
+    assert list(page["paths"]) == [f"/endpoints/{endpoint.name}/invocations"]

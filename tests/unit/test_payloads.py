@@ -64,6 +64,11 @@ def test_every_type_is_the_same_to_the_model(of: str) -> None:
     np.testing.assert_array_equal(received(given_[of], DIGITS), PIXELS[None])
 
 
+def test_an_array_takes_the_dtype_of_the_signature_where_no_value_changes() -> None:
+    assert received(PIXELS.astype(np.float64), DIGITS).dtype == np.uint8
+    assert received({"image": PIXELS.astype(np.int64)}, DIGITS).tolist() == [PIXELS.tolist()]
+
+
 def test_a_frame_goes_by_the_names_of_the_signature() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"city": ["Roma", "東京"], "age": [3, 4]})
@@ -95,7 +100,7 @@ def test_an_image_goes_as_png_where_nothing_is_known() -> None:
     ("data", "says"),
     [
         (np.zeros((3, 2, 3), np.uint8), r"input 'image': shape \(3, 2, 3\) came, \(batch, 2, 2\) is expected"),
-        (np.zeros((1, 2, 2)), "input 'image': dtype float64 came, uint8 is expected"),
+        (np.full((1, 2, 2), 0.5), "input 'image': dtype float64 came, uint8 is expected"),
         ([[[1, 2], [3, 256]]], r"input 'image': 256 at \[0, 1, 1\] is outside uint8"),
         ([[[1, 2], [3]]], "input 'image': lists of unequal length"),
         ({"picture": PIXELS}, "unknown input 'picture'. Valid: image"),
