@@ -7,6 +7,7 @@
     GET    /models/a1b2          {"modelName", "modelUrl"}
     DELETE /models/a1b2          unload, once what it is answering has been answered
     POST   /models/a1b2/invoke   as /invocations (`windlass.runtime.server` answers it)
+    GET    /models/a1b2/openapi.json
 
 | status | |
 |---|---|
@@ -98,6 +99,14 @@ class Models:
             Refused: 404.
         """
         return self._find(name).pool
+
+    def folder(self, name: str) -> Path:
+        """Where a loaded model lies.
+
+        Raises:
+            Refused: 404.
+        """
+        return Path(self._find(name).url)
 
     async def answer(self, method: str, path: str, query: bytes, body: bytes) -> Reply:
         """The routes of this module but `invoke`. Never raises what is the caller's fault."""

@@ -32,6 +32,7 @@ def document(
     title: str = "model",
     version: str = "1",
     description: str = "",
+    path: str = "/invocations",
     endpoint: str = "",
     region: str = "",
 ) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def document(
         signature: of the model; ``None`` where anything goes in and out.
         title: of the page; ``version`` is the model's.
         description: what the model is for, in Markdown.
+        path: where the server answers predictions.
         endpoint: describe this endpoint's place in the SageMaker runtime, in place of the server in the container.
         region: of the endpoint.
     """
@@ -71,7 +73,7 @@ def document(
             **_ERRORS,
         },
     }
-    paths: dict[str, Any] = {f"/endpoints/{endpoint}/invocations" if endpoint else "/invocations": {"post": predict}}
+    paths: dict[str, Any] = {f"/endpoints/{endpoint}/invocations" if endpoint else path: {"post": predict}}
     page: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version, **({"description": description} if description else {})},

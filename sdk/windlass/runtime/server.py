@@ -58,6 +58,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from windlass.runtime import codecs, models
 from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, REQUEST_ID, Reply, user_traceback
@@ -209,7 +210,7 @@ class App:
                 await self._ping(send)
                 return
             reply = Reply(b"use GET.\n", status=405, headers=[("allow", "GET")])
-        elif path == "/openapi.json" and method == "GET":
+        elif path == "/openapi.json" and method == "GET" and not self._settings.multi_model:
             page = await asyncio.to_thread(_openapi, self._settings.model_dir)
             await self._send(send, Reply(page, codecs.JSON))
             return
@@ -218,6 +219,9 @@ class App:
             return
         elif self._settings.multi_model and (path == "/models" or path.startswith("/models/")):
             name, _, verb = path[len("/models/") :].rpartition("/")
+            if name and verb == "openapi.json" and method == "GET":
+                await self._send(send, await self._page_of(name))
+                return
             if not name or verb != "invoke":
                 await self._manage(scope, receive, send)
                 return
@@ -226,11 +230,23 @@ class App:
                 return
             reply = models.refusal(405, "use POST.", ("allow", "POST"))
         else:
-            paths = "/models, POST /models/{name}/invoke" if self._settings.multi_model else "POST /invocations"
-            known = f"GET /ping, {paths}, GET /metrics and GET /openapi.json"
+            paths = "POST /invocations, GET /metrics and GET /openapi.json"
+            if self._settings.multi_model:
+                paths = "/models, POST /models/{name}/invoke, GET /models/{name}/openapi.json and GET /metrics"
+            known = f"GET /ping, {paths}"
             reply = Reply(f"not found. The paths are {known}.\n".encode(), status=404)
         self._log.event("request", method=method, path=path, status=reply.status, ms=0.0, inference_id=None)
         await self._send(send, reply)
+
+    async def _page_of(self, name: str) -> Reply:
+        """The OpenAPI page of one of several models."""
+        try:
+            if self._models is None:
+                return _unavailable(f"{self._why_unhealthy}.")
+            folder, path = self._models.folder(name), f"/models/{quote(name)}/invoke"
+        except models.Refused as error:
+            return models.refusal(error.status, str(error))
+        return Reply(await asyncio.to_thread(_openapi, folder, name, path), codecs.JSON)
 
     async def _manage(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What loads, unloads and lists models."""
@@ -435,6 +451,9 @@ class App:
             while (chunk := await stream.next()) is not None:
                 async with asyncio.timeout(self._settings.stalled_seconds):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except TimeoutError:
+            answer.error = f"the caller took nothing of its answer for {self._settings.stalled_seconds:g} s"
+            return
         finally:
             stream.stop()
         if stream.error:
@@ -445,7 +464,7 @@ class App:
         await send({"type": "http.response.body", "body": b""})
 
 
-def _openapi(model_dir: Path) -> bytes:
+def _openapi(model_dir: Path, title: str = "model", path: str = "/invocations") -> bytes:
     """The page as JSON. What it needs is imported here: most servers are never asked."""
     from windlass import artifact
     from windlass.errors import InvalidInput
@@ -456,7 +475,8 @@ def _openapi(model_dir: Path) -> bytes:
     except InvalidInput:
         manifest = None  # the workers have said it, and do not load
     version = manifest.digest.removeprefix("sha256:")[:12] if manifest else "1"
-    return json.dumps(openapi.document(manifest.signature if manifest else None, version=version)).encode()
+    signature = manifest.signature if manifest else None
+    return json.dumps(openapi.document(signature, title=title, version=version, path=path)).encode()
 
 
 class _Unavailable(Exception):

@@ -73,6 +73,9 @@ def test_models_come_and_go_each_with_its_own_modules(platform: Platform, tmp_pa
     assert platform.invoke("b").text == "second,b:[1]"
     assert platform.client.get("/models/a").json() == {"modelName": "a", "modelUrl": one}
     assert platform.names() == (["a", "b"], None)
+    assert "/models/a/invoke" in platform.client.get("/models/a/openapi.json").json()["paths"]
+    assert platform.client.get("/models/c/openapi.json").status_code == 404
+    assert platform.client.get("/openapi.json").status_code == 404
 
     assert platform.unload("a").status_code == 200
     assert platform.invoke("a").status_code == 404
