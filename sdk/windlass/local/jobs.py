@@ -24,7 +24,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +54,7 @@ from windlass.local.listing import select
 from windlass.local.logs import LogStream, follow
 from windlass.local.processes import Container
 from windlass.local.quotas import GIB, WATCH_SECONDS
+from windlass.local.training_job import TrainingJob
 from windlass.local.utilisation import JOBS, Usage
 
 if TYPE_CHECKING:
@@ -81,141 +81,6 @@ MESSAGES = {
     "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
     "MaxWaitTimeExceeded": "The job stopped because it exceeded the maximum allowed wait time.",
 }
-
-SAVED = (
-    "request",
-    "region",
-    "created",
-    "status",
-    "secondary",
-    "transitions",
-    "modified",
-    "started",
-    "ended",
-    "failure",
-    "trained",
-    "exceeded",
-    "metrics",
-)
-ECHOED = (
-    "TrainingJobName",
-    "TuningJobArn",
-    "HyperParameters",
-    "AlgorithmSpecification",
-    "RoleArn",
-    "OutputDataConfig",
-    "ResourceConfig",
-    "VpcConfig",
-    "StoppingCondition",
-    "CheckpointConfig",
-    "DebugHookConfig",
-    "DebugRuleConfigurations",
-    "ExperimentConfig",
-    "ProfilerConfig",
-    "ProfilerRuleConfigurations",
-    "Environment",
-    "RetryStrategy",
-    "RemoteDebugConfig",
-    "InfraCheckConfig",
-)
-
-
-@dataclass
-class TrainingJob:
-    """One job, as DescribeTrainingJob knows it, and what runs it.
-
-    Attributes:
-        folder: holds one folder for each host, which is its ``/opt/ml``.
-        trained: seconds that its hosts have been busy, over all interruptions.
-        exceeded: which limit stopped it: a secondary status, or nothing.
-        stopping: set by StopTrainingJob, and when its time is up.
-        evicting: set when its spot instances are taken away.
-        capacity_at: when there are spot instances again, in time.monotonic() seconds.
-        kill_at: when those that ignore SIGTERM get SIGKILL, in time.monotonic() seconds.
-        news: set whenever whoever oversees the hosts should look.
-        patience: runs until MaxWaitTimeInSeconds is up.
-        number: given to each job in turn: the hosts' addresses derive from it.
-    """
-
-    request: Mapping[str, Any]
-    region: str
-    folder: Path
-    created: float
-    status: str = "InProgress"
-    secondary: str = ""
-    transitions: list[dict[str, Any]] = field(default_factory=list)
-    modified: float = 0.0
-    started: float | None = None
-    ended: float | None = None
-    trained: float = 0.0
-    failure: str | None = None
-    exceeded: str = ""
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stopping: threading.Event = field(default_factory=threading.Event)
-    evicting: threading.Event = field(default_factory=threading.Event)
-    done: threading.Event = field(default_factory=threading.Event)
-    news: threading.Event = field(default_factory=threading.Event)
-    kill_at: float = math.inf
-    capacity_at: float = 0.0
-    hosts: list[Host] = field(default_factory=list)
-    number: int = 0
-    port: int = cluster.MASTER_PORT
-    patience: threading.Timer | None = None
-
-    @property
-    def name(self) -> str:
-        return str(self.request["TrainingJobName"])
-
-    @property
-    def arn(self) -> str:
-        return f"arn:aws:sagemaker:{self.region}:{clouds.ACCOUNT}:training-job/{self.name.lower()}"
-
-    @property
-    def hyperparameters(self) -> dict[str, str]:
-        return dict(self.request.get("HyperParameters") or {})
-
-    @property
-    def channels(self) -> list[dict[str, Any]]:
-        return list(self.request.get("InputDataConfig") or [])
-
-    @property
-    def algorithm(self) -> Mapping[str, Any]:
-        specification: Mapping[str, Any] = self.request["AlgorithmSpecification"]
-        return specification
-
-    @property
-    def clustered(self) -> bool:
-        """Whether it has more than one host."""
-        return sum(count for _, _, count in cluster.groups(self.request["ResourceConfig"])) > 1
-
-    @property
-    def spot(self) -> bool:
-        return bool(self.request.get("EnableManagedSpotTraining"))
-
-    @property
-    def runtime_limit(self) -> float:
-        """MaxRuntimeInSeconds."""
-        condition = self.request.get("StoppingCondition") or {}
-        return float(condition.get("MaxRuntimeInSeconds", training_request.DEFAULT_RUNTIME_SECONDS))
-
-    @property
-    def wait_limit(self) -> float:
-        """MaxWaitTimeInSeconds; no limit for a job that does not run on spot instances."""
-        return float((self.request.get("StoppingCondition") or {}).get("MaxWaitTimeInSeconds", math.inf))
-
-    @property
-    def output(self) -> str:
-        """Where its results go: ``<S3OutputPath>/<job>/output``."""
-        return f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.name}/output"
-
-    @property
-    def artifact(self) -> str:
-        """What S3ModelArtifacts says."""
-        return f"{self.output}/model/" if self.uncompressed else f"{self.output}/model.tar.gz"
-
-    @property
-    def uncompressed(self) -> bool:
-        return bool(self.request["OutputDataConfig"].get("CompressionType") == "NONE")
 
 
 class TrainingJobs:
@@ -267,7 +132,7 @@ class TrainingJobs:
     def _save(self, job: TrainingJob) -> None:
         """Keep what a later server is to know. Called with every change that a client can see."""
         if not self._closing:  # what happens to a job after that is not its own doing
-            self._saved.save(f"{job.region}/{job.name.lower()}", {name: getattr(job, name) for name in SAVED})
+            self._saved.save(f"{job.region}/{job.name.lower()}", job.record())
 
     # The operations
 
@@ -294,54 +159,12 @@ class TrainingJobs:
     def describe(self, region: str, name: str) -> dict[str, Any]:
         """DescribeTrainingJob's answer."""
         with self._change:
-            job = self._find(region, name)
-            answer = {member: job.request.get(member) for member in ECHOED}
-            answer |= {
-                "TrainingJobArn": job.arn,
-                "TrainingJobStatus": job.status,
-                "SecondaryStatus": job.secondary,
-                "SecondaryStatusTransitions": [
-                    {name: when(value) if name.endswith("Time") else value for name, value in step.items()}
-                    for step in job.transitions
-                ],
-                "CreationTime": when(job.created),
-                "LastModifiedTime": when(job.modified),
-                "TrainingStartTime": when(job.started),
-                "TrainingEndTime": when(job.ended),
-                "FailureReason": job.failure,
-                "InputDataConfig": [
-                    {"CompressionType": "None", "RecordWrapperType": "None", **channel} for channel in job.channels
-                ],
-                "EnableNetworkIsolation": False,
-                "EnableInterContainerTrafficEncryption": bool(job.request.get("EnableInterContainerTrafficEncryption")),
-                "EnableManagedSpotTraining": job.spot,
-                "ProfilingStatus": "Disabled",
-            }
-            # Required by the service model, so that strict clients miss it while the job runs.
-            done = job.status in TERMINAL and job.status != "Failed"
-            answer["ModelArtifacts"] = {"S3ModelArtifacts": job.artifact if done else ""}
-            if job.status in TERMINAL:
-                answer["TrainingTimeInSeconds"] = answer["BillableTimeInSeconds"] = math.ceil(job.trained) or None
-            if job.metrics:
-                answer["FinalMetricDataList"] = list(job.metrics.values())
-            return answer
+            return self._find(region, name).description()
 
     def list(self, region: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """ListTrainingJobs' answer."""
         with self._change:
-            summaries = [
-                {
-                    "TrainingJobName": job.name,
-                    "TrainingJobArn": job.arn,
-                    "CreationTime": when(job.created),
-                    "TrainingEndTime": when(job.ended),
-                    "LastModifiedTime": when(job.modified),
-                    "TrainingJobStatus": job.status,
-                    "SecondaryStatus": job.secondary,
-                }
-                for (home, _), job in self._jobs.items()
-                if home == region
-            ]
+            summaries = [job.summary() for (home, _), job in self._jobs.items() if home == region]
         page, token = select(summaries, params, name="TrainingJobName", status="TrainingJobStatus")
         return {"TrainingJobSummaries": page, "NextToken": token}
 
