@@ -94,6 +94,19 @@ class ModelVersion:
         return cls._from_arn(wanted[0]["ModelPackageArn"], where)
 
     @classmethod
+    def latest(cls, model: str, *, approval: str | None = "Approved") -> ModelVersion:
+        """The newest version with an approval: ``Approved``, ``PendingManualApproval``, ``Rejected``; ``None``: of any.
+
+        Raises:
+            NotFound: there is none.
+        """
+        where = f"Looking up the latest version of '{model}'"
+        for summary in _summaries(model, where):
+            if approval in (None, summary["ModelApprovalStatus"]):
+                return cls._from_arn(summary["ModelPackageArn"], where)
+        raise NotFound(f"no version is {approval}" if approval else "it has no versions", where=where)
+
+    @classmethod
     def list(cls, model: str) -> Sequence[str]:
         """Names of a model's versions, newest first."""
         summaries = _summaries(model, f"Listing versions of '{model}'")

@@ -115,7 +115,11 @@ def test_a_decision_says_who_and_why(project: str, group: str, model: Path) -> N
 
     assert (decided.approval, decided.approval_note, decided.stage) == ("Approved", "it is good", "Staging")
     assert decided.metadata["decided-by"].startswith("arn:aws")
+    assert ModelVersion.latest(group) == decided
     assert version.reject("it was not").approval == "Rejected"
+    with pytest.raises(NotFound, match="no version is Approved"):
+        ModelVersion.latest(group)
+    assert ModelVersion.latest(group, approval=None).approval_note == "it was not"
 
 
 def test_a_dry_run_writes_nothing(project: str, group: str, model: Path) -> None:

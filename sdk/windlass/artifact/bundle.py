@@ -23,6 +23,7 @@ from windlass.errors import CorruptArtifact, DiskFull, InvalidInput
 
 CODE = "code"
 _PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin"}
+_WEIGHTS = _PICKLES | {".safetensors", ".onnx", ".pt2", ".skops", ".gguf", ".npz", ".npy"}
 _BESIDE_CODE = ("requirements.txt", "requirements.lock", "signature.json")
 _CARDS = ("MODEL_CARD.md", "README.md")
 
@@ -151,6 +152,10 @@ def _parts(model: Path, code: Path | None) -> dict[str, Path]:
         parts = {name: path for name, path in parts.items() if name.split("/")[0] != CODE}
         parts.update(archive.members(code, CODE))
     parts.pop(MANIFEST, None)
+    empty = [n for n, path in parts.items() if PurePosixPath(n).suffix.lower() in _WEIGHTS and not path.stat().st_size]
+    if empty:
+        hint = "Was the disk full when it was saved?"
+        raise InvalidInput(f"{', '.join(empty)}: weights of 0 bytes", where=BUILDING, hint=hint)
     if "inference.py" in parts and not any(name.startswith(f"{CODE}/") for name in parts):
         # A plain folder: SageMaker looks for its code one level down.
         own = [name for name in parts if "/" not in name and (name.endswith(".py") or name in _BESIDE_CODE)]

@@ -12,6 +12,7 @@ bytes and need no torch; what is written appears whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from windlass import artifact
 from windlass.errors import CorruptArtifact, InvalidInput, MissingExtra
 
 if TYPE_CHECKING:
@@ -192,7 +194,7 @@ def merge(source: str | Path, dest: str | Path) -> Path:
     """Join shards into one file."""
     dest, tensors = Path(dest), find(source)
     dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}-", dir=dest.parent) as scratch:
+    with artifact.room(dest.parent), tempfile.TemporaryDirectory(prefix=f".{dest.name}-", dir=dest.parent) as scratch:
         with (Path(scratch) / dest.name).open("xb") as out:
             _write(out, {name: (s.dtype, s.shape, s.size, _bytes(s)) for name, s in tensors.items()})
         (Path(scratch) / dest.name).replace(dest)
@@ -312,26 +314,20 @@ def _write(out: IO[bytes], members: Mapping[str, tuple[str, tuple[int, ...], int
             out.write(piece)
 
 
-class appears:  # noqa: N801 - a context manager, used as a verb
+@contextlib.contextmanager
+def appears(dest: Path) -> Iterator[Path]:
     """A folder that is at its place only when all of it was written."""
-
-    def __init__(self, dest: Path) -> None:
-        self._dest = dest
-
-    def __enter__(self) -> Path:
-        if self._dest.exists() and any(self._dest.iterdir()):
-            raise InvalidInput(f"{self._dest} is not empty", where=f"Writing {self._dest}")
-        self._dest.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(prefix=f".{self._dest.name}-", dir=self._dest.parent))
-        return self._scratch
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            shutil.rmtree(self._scratch)
-            return
-        self._scratch.chmod(0o755)
-        if self._dest.exists():
-            self._dest.rmdir()
-        self._scratch.rename(self._dest)
+    if dest.exists() and any(dest.iterdir()):
+        raise InvalidInput(f"{dest} is not empty", where=f"Writing {dest}")
+    with artifact.room(dest.parent):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name[:100]}-", dir=dest.parent))
+        try:
+            yield scratch
+            scratch.chmod(0o755)
+            if dest.exists():
+                dest.rmdir()
+            scratch.rename(dest)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise

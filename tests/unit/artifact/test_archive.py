@@ -38,7 +38,7 @@ def model(tmp_path: Path) -> Path:
     (folder / "small.safetensors").write_bytes(noise(100))
     (folder / "vocabulary.txt").write_bytes(b"many words\n" * 500_000)
     (folder / "noise.data").write_bytes(noise(3 * MIB))
-    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "empty.png").write_bytes(b"")
     (folder / "code" / "deep" / "inference.py").write_text("print('hello')\n")
     (folder / "code" / "run.sh").write_text("#!/bin/sh\n")
     (folder / "code" / "run.sh").chmod(0o755)
@@ -92,7 +92,7 @@ def test_threads_change_no_byte(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", EDGES)
-@pytest.mark.parametrize("name", ["w.safetensors", "w.txt"])
+@pytest.mark.parametrize("name", ["w.png", "w.txt"])
 def test_sizes_around_every_border(tmp_path: Path, size: int, name: str) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / name).write_bytes(b"ab" * (size // 2) + b"c" * (size % 2))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from windlass.errors import CorruptArtifact, InvalidInput
+from windlass import artifact
+from windlass.errors import CorruptArtifact, DiskFull, InvalidInput
 from windlass.optimize import weights as w
 from windlass.optimize.weights import Check, Weights
 
@@ -170,3 +172,34 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
     path.write_bytes(body)
     with pytest.raises(CorruptArtifact):
         w.read_header(path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda model, out: w.shard(model, out, max_size=1 << 30),
+        lambda model, out: w.merge(model, out / "one.safetensors"),
+        lambda model, out: w.convert(model, out, dtype="bfloat16"),
+        lambda model, out: artifact.build(model, out / "b.tar.gz"),
+    ],
+    ids=["shard", "merge", "convert", "build"],
+)
+def test_a_disk_that_fills_in_the_middle_leaves_nothing(
+    tmp_path: Path, write: Callable[[Path, Path], object], few_bytes: None
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DiskFull, match="no room"):
+        write(tmp_path / "model", out)
+    assert not out.exists() or list(out.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == ["model"]
+
+
+@pytest.fixture
+def few_bytes(tmp_path: Path) -> Iterator[None]:
+    """No file of this process may grow beyond 64 KiB, as if the disk were full then."""
+    (tmp_path / "model").mkdir()
+    save_file({"x": torch.randn(1 << 16)}, tmp_path / "model" / "model.safetensors")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
