@@ -413,25 +413,6 @@ def test_state_that_cannot_be_read_is_left_alone(machine: Machine) -> None:
     assert machine.restart().client("s3").list_buckets()["Buckets"]
 
 
-def test_a_reset_leaves_nothing_for_the_next_server(machine: Machine) -> None:
-    rig = machine.rig
-    rig.client("s3").put_bucket_versioning(Bucket="kept", VersioningConfiguration={"Status": "Enabled"})
-    for body in (b"1", b"2"):
-        rig.client("s3").put_object(Bucket="kept", Key="k", Body=body)
-    job = _start(rig, rig.upload_source({"train.py": SAVE.format("x")}))
-    finish(rig, job)
-
-    urllib.request.urlopen(
-        urllib.request.Request(f"{rig.env['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
-    ).close()
-
-    assert rig.cloud is not None
-    assert not [path for path in (rig.cloud.state / "s3").rglob("*") if path.is_file()]
-    rig = machine.restart()
-    assert rig.client("s3").list_buckets()["Buckets"] == []
-    assert rig.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
-
-
 def test_requests_that_wait_for_an_instance_outlive_a_server_that_is_killed(machine: Machine) -> None:
     office = Office(machine.rig)
     office.open()
@@ -451,3 +432,23 @@ def test_requests_that_wait_for_an_instance_outlive_a_server_that_is_killed(mach
         assert json.loads(rig.download(each["OutputLocation"]))["echo"] == number
     until(lambda: describe(EndpointName=office.endpoint)["EndpointStatus"] == "InService")
     rig.client("sagemaker").delete_endpoint(EndpointName=office.endpoint)
+
+
+# The last one: it takes away what the others share.
+def test_a_reset_leaves_nothing_for_the_next_server(machine: Machine) -> None:
+    rig = machine.rig
+    rig.client("s3").put_bucket_versioning(Bucket="kept", VersioningConfiguration={"Status": "Enabled"})
+    for body in (b"1", b"2"):
+        rig.client("s3").put_object(Bucket="kept", Key="k", Body=body)
+    job = _start(rig, rig.upload_source({"train.py": SAVE.format("x")}))
+    finish(rig, job)
+
+    urllib.request.urlopen(
+        urllib.request.Request(f"{rig.env['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+    ).close()
+
+    assert rig.cloud is not None
+    assert not [path for path in (rig.cloud.state / "s3").rglob("*") if path.is_file()]
+    rig = machine.restart()
+    assert rig.client("s3").list_buckets()["Buckets"] == []
+    assert rig.client("sagemaker").list_training_jobs()["TrainingJobSummaries"] == []
