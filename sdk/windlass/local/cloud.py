@@ -18,8 +18,8 @@ from windlass.local.clock import Clock, Pace, SystemClock
 from windlass.local.processes import Keeper
 
 if TYPE_CHECKING:
-    from windlass.local.functions import Functions
-    from windlass.local.scaling import Scaling
+    from windlass.local.events.functions import Functions
+    from windlass.local.events.scaling import Scaling
 
 ACCOUNT = "123456789012"
 """The account of everything in a local cloud; moto's own default."""
@@ -45,20 +45,20 @@ class Cloud:
         self, state: Path, url: str, clock: Clock | None = None, speed: float = 1, enforce_iam: bool = False
     ) -> None:
         # Late, because the parts import this module.
-        from windlass.local.alarms import AlarmEngine
-        from windlass.local.bodies import Folder
-        from windlass.local.cloudwatch import MetricStore
+        from windlass.local.cloudwatch.alarms import AlarmEngine
+        from windlass.local.cloudwatch.api import MetricStore
         from windlass.local.database import Database
-        from windlass.local.events import EventBus, pipeline_target
-        from windlass.local.hosting import Hosting
+        from windlass.local.events.bus import EventBus, pipeline_target
+        from windlass.local.hosting.api import Hosting
         from windlass.local.iam import authorizer
-        from windlass.local.jobs import TrainingJobs
-        from windlass.local.pipelines import Pipelines
-        from windlass.local.processing import ProcessingJobs
+        from windlass.local.jobs.processing import ProcessingJobs
+        from windlass.local.jobs.training import TrainingJobs
+        from windlass.local.jobs.transform import TransformJobs
+        from windlass.local.jobs.tuning import TuningJobs
+        from windlass.local.pipelines.executions import Pipelines
         from windlass.local.registry import Registry
         from windlass.local.snapshot import Snapshot
-        from windlass.local.transform import TransformJobs
-        from windlass.local.tuning import TuningJobs
+        from windlass.local.storage.bodies import Folder
 
         state.mkdir(parents=True, exist_ok=True)
         self.state = state
@@ -96,7 +96,7 @@ class Cloud:
         Raises:
             StateUnreadable: other versions wrote it.
         """
-        from windlass.local import s3
+        from windlass.local.storage import s3
 
         # Of processes that are no more.
         for leftover in ("jobs", "processing-jobs", "transform-jobs", "hyper-parameter-tuning-jobs", "endpoints"):
@@ -127,14 +127,14 @@ class Cloud:
     @functools.cached_property
     def functions(self) -> Functions:
         """Lambda functions. Built on first use: most sessions have none, and what they need takes a while to load."""
-        from windlass.local.functions import Functions
+        from windlass.local.events.functions import Functions
 
         return Functions(self)
 
     @functools.cached_property
     def scaling(self) -> Scaling:
         """Application Auto Scaling. Built on first use, as functions are."""
-        from windlass.local.scaling import Scaling
+        from windlass.local.events.scaling import Scaling
 
         return Scaling(self)
 

@@ -22,14 +22,14 @@ from moto.sagemaker.urls import url_bases
 from windlass.local import cloud as clouds
 from windlass.local import roles, validation
 from windlass.local.faults import Fault
-from windlass.local.hosting import HostingOperations
+from windlass.local.hosting.api import HostingOperations
 from windlass.local.iam.authorizer import Denied, acting_as, require_call
-from windlass.local.jobs import TrainingOperations
-from windlass.local.pipelines import PipelineOperations
-from windlass.local.processing import ProcessingOperations
+from windlass.local.jobs.processing import ProcessingOperations
+from windlass.local.jobs.training import TrainingOperations
+from windlass.local.jobs.transform import TransformOperations
+from windlass.local.jobs.tuning import TuningOperations
+from windlass.local.pipelines.executions import PipelineOperations
 from windlass.local.registry import RegistryOperations
-from windlass.local.transform import TransformOperations
-from windlass.local.tuning import TuningOperations
 
 RECORDS: frozenset[str] = frozenset()
 """moto's operations that may answer as they are. Each was compared with AWS's documentation before it was added."""

@@ -34,12 +34,13 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import ThreadedWSGIServer
 
 from windlass.local import cloud as clouds
-from windlass.local import cloudwatch, s3
-from windlass.local.bodies import Body, Refused
 from windlass.local.clock import Clock
+from windlass.local.cloudwatch import api as cloudwatch
 from windlass.local.faults import Fault
 from windlass.local.iam import authorizer
 from windlass.local.iam.authorizer import Denied, requested_by
+from windlass.local.storage import s3
+from windlass.local.storage.bodies import Body, Refused
 
 log = logging.getLogger(__name__)
 
@@ -357,21 +358,23 @@ def _create_app(service: str) -> Any:
 def _extend_late(service: str) -> None:
     """Put our part of that service in moto's place: those that take a while to load wait until somebody needs them."""
     if service in ("lambda", "awslambda", "cloudformation"):
-        from windlass.local import functions
+        from windlass.local.events import functions
 
         functions.register(clouds.current().functions)
     if service == "applicationautoscaling":
-        from windlass.local import scaling
+        from windlass.local.events import scaling
 
         scaling.register(clouds.current().scaling)
     if service == "cloudformation":
-        import windlass.local.cloudformation  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
+        import windlass.local.cloudformation.stacks  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
 
 
 def _extend_moto(cloud: clouds.Cloud) -> None:
     """Put our parts in moto's place, before its first request."""
-    from windlass.local import bucket_policy, notifications, sagemaker
+    from windlass.local import sagemaker
+    from windlass.local.events import notifications
     from windlass.local.iam import records
+    from windlass.local.storage import bucket_policy
 
     records.register()
     bucket_policy.register(cloud.authorizer)

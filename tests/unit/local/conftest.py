@@ -10,10 +10,10 @@ from typing import cast
 import pytest
 
 from windlass.local import cloud as clouds
-from windlass.local import s3
-from windlass.local.bodies import Folder
 from windlass.local.database import Database
 from windlass.local.snapshot import Snapshot
+from windlass.local.storage import s3
+from windlass.local.storage.bodies import Folder
 
 
 @pytest.fixture(autouse=True)

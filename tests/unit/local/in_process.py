@@ -17,10 +17,10 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 from tests.unit.local.manual_clock import ManualClock
-from windlass.local import cloudwatch
-from windlass.local.alarms import AlarmEngine
-from windlass.local.events import EventBus
-from windlass.local.metric_store import MetricStore
+from windlass.local.cloudwatch import api as cloudwatch
+from windlass.local.cloudwatch.alarms import AlarmEngine
+from windlass.local.cloudwatch.metric_store import MetricStore
+from windlass.local.events.bus import EventBus
 
 REGION = "us-east-1"
 

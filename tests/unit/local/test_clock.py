@@ -9,12 +9,12 @@ import pytest
 from tests.unit.local.manual_clock import ManualClock
 from windlass.errors import InvalidInput
 from windlass.local import LocalCloud
-from windlass.local.alarms import AlarmEngine
 from windlass.local.clock import Pace
-from windlass.local.events import EventBus
-from windlass.local.metering import Meter, Sample
-from windlass.local.metric_store import MetricStore
-from windlass.local.rollout import Policy, Rollout
+from windlass.local.cloudwatch.alarms import AlarmEngine
+from windlass.local.cloudwatch.metric_store import MetricStore
+from windlass.local.events.bus import EventBus
+from windlass.local.hosting.metering import Meter, Sample
+from windlass.local.hosting.rollout import Policy, Rollout
 
 REGION = "us-east-1"
 

@@ -109,7 +109,7 @@ def _queue(arn: str) -> Document | None:
 
 
 def _function(arn: str) -> Document | None:
-    from windlass.local import functions
+    from windlass.local.events import functions
 
     held = functions.find(arn)
     statements = held.policy.statements if held is not None and held.policy else []

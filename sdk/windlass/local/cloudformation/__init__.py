@@ -1,0 +1,1 @@
+"""Stacks and change sets, each resource made through its service's own API."""

@@ -1,0 +1,1 @@
+"""CloudWatch: metrics on SQLite, alarms that are evaluated, dashboards, logs."""

@@ -1,0 +1,1 @@
+"""What alarms and events reach: EventBridge, schedules, Lambda functions, SNS, scaling."""

@@ -1,0 +1,1 @@
+"""Pipelines: what a definition says, and executions of it."""
