@@ -52,6 +52,7 @@ import math
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 import uuid
@@ -77,6 +78,8 @@ Send = Callable[[Message], Awaitable[None]]
 # server does, a request may just be on its way.
 _KEEP_ALIVE_SECONDS = 75
 _TICK_SECONDS = 0.05
+# Between the last connection taken and the end of all: what its caller has sent by then is answered.
+_SETTLE_SECONDS = 0.1
 
 _INFERENCE_ID, _CUSTOM_ATTRIBUTES = INFERENCE_ID.encode(), CUSTOM_ATTRIBUTES.encode()
 _REQUEST_ID, _TIMEOUT = REQUEST_ID.encode(), b"x-windlass-timeout-ms"
@@ -689,6 +692,12 @@ async def _finish(
     abandoned = await app.drain(settings.drain_seconds)
     if abandoned:
         log.fault("abandoned", message=f"{abandoned} invocations still ran after {settings.drain_seconds:g} s")
+    # Closing a listener resets the connections that wait in its queue, with their requests. So none may join it any more, and
+    # those that are there are answered first.
+    for listening in server.servers:
+        for listener in listening.sockets:
+            _take_no_more(listener)
+    await asyncio.sleep(_SETTLE_SECONDS)
     server.should_exit = True
     await serving
     await close(0 if abandoned else 1)
@@ -697,6 +706,19 @@ async def _finish(
     log.event("stopped", ms=round((time.monotonic() - begin) * 1e3, 1))
     log.flush()
     return 1 if abandoned else 0
+
+
+def _take_no_more(listener: socket.socket) -> None:
+    """Let the kernel drop requests to connect, where it can. Their callers try again in a second, and are refused."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # of linux/filter.h: BPF_RET, no byte of it
+    program = struct.pack("HP", 1, ctypes.addressof(drop))  # struct sock_fprog
+    # By a copy, for uvloop's own stand-in takes no options.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(listener.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
 
 
 def _listen(host: str, port: int) -> socket.socket:
