@@ -17,7 +17,7 @@ import numpy as np
 
 MOST_TOKENS = 128
 # The engine makes its kernels for each shape that it meets, so sizes are rounded up to a few hundred of them.
-FINE, COARSE = 4, 16
+FINE, COARSE = 4, 32
 
 
 class Classifier:
@@ -26,6 +26,8 @@ class Classifier:
         import tokenizers
 
         settings = {"INFERENCE_NUM_THREADS": streams, "NUM_STREAMS": streams, "INFERENCE_PRECISION_HINT": "f32"}
+        # Else every process of one stream pins it to the same core.
+        settings["ENABLE_CPU_PINNING"] = False
         self.model = openvino.Core().compile_model(Path(folder) / "model.xml", "CPU", settings)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         self.tokenizer.no_padding()
@@ -44,16 +46,18 @@ class Classifier:
     def warm_up(self):
         for length in range(FINE, MOST_TOKENS + 1, FINE):
             self.run([[0] * length])
-        for total in range(MOST_TOKENS + COARSE, 8 * MOST_TOKENS + 1, COARSE):
-            self.run([[0] * 48] * (total // 48) + [[0] * (total % 48)] * (total % 48 > 0))
+        for total in range(COARSE, 8 * MOST_TOKENS + 1, COARSE):
+            self.run([[0] * (COARSE // 2)] * (total // (COARSE // 2)))
 
 
 def pack(ids):
     """Tokens of several texts in one row without padding, and the rows in which attention sees them; see `minilm`."""
     lengths = np.array([len(each) for each in ids])
     count = int(lengths.sum())
-    fine = FINE if len(ids) == 1 else COARSE
-    wide = -(-int(lengths.max()) // fine) * fine
+    step = FINE if len(ids) == 1 else COARSE
+    width = -(-count // step) * step
+    # Attention is a small part of the work, so that rows for several texts may all be as wide as the longest text can be.
+    wide = width if len(ids) == 1 else MOST_TOKENS
     rows, columns, room = [0] * len(ids), [0] * len(ids), []
     for index in np.argsort(-lengths, kind="stable").tolist():  # the longest first, into the first row with room
         need = int(lengths[index])
@@ -62,17 +66,17 @@ def pack(ids):
             room.append(wide)
         rows[index], columns[index] = row, wide - room[row]
         room[row] -= need
-    step = FINE if count <= MOST_TOKENS else COARSE
-    width = -(-count // step) * step
     text = np.repeat(np.arange(len(ids)), lengths)
     tokens, positions, places = (np.zeros(width, np.int32) for _ in range(3))
     tokens[:count] = np.concatenate(ids)
     positions[:count] = np.arange(count) - (np.cumsum(lengths) - lengths)[text]
     places[:count] = (np.array(rows) * wide + np.array(columns))[text] + positions[:count]
-    cells, texts = (np.zeros(len(room) * wide, np.int32) for _ in range(2))
+    # A row that nobody needs costs less than kernels for one more shape.
+    height = 1 if len(ids) == 1 else max(len(room), -(-(width + wide // 2) // wide))
+    cells, texts = (np.zeros(height * wide, np.int32) for _ in range(2))
     cells[places[:count]], texts[places[:count]] = np.arange(count), text + 1
     # Rows of zeros for texts that are not there: their logits are nobody's.
-    shares = np.zeros((1 if len(ids) == 1 else -(-len(ids) // 8) * 8, width), np.float32)
+    shares = np.zeros((1 if len(ids) == 1 else -(-len(ids) // 32) * 32, width), np.float32)
     shares[text, np.arange(count)] = (1 / lengths)[text]
     return {
         "tokens": tokens,

@@ -23,7 +23,7 @@ _GAIN = 0.95
 _SMOOTHING = 0.05
 _TRIALS = 5  # of each size before the costs are compared
 # Padding is certain and noise is not rare, so mixed lengths must be this much cheaper to be preferred.
-_MIXED_GAIN = 0.8
+_MIXED_GAIN = 0.9
 # Costs change with the traffic (lengths, neighbours on the machine), so every so many full batches the other sizes are tried.
 _TRY_EVERY = 64
 
