@@ -143,10 +143,9 @@ class ModelVersion:
 
     def _decide(self, status: str, why: str) -> ModelVersion:
         where = f"Setting {self.name} {status}"
-        who = aws.call(where, aws.client("sts").get_caller_identity)["Arn"]
         params: dict[str, Any] = {
             "ModelApprovalStatus": status,
-            "CustomerMetadataProperties": {"decided-by": who[:256]},
+            "CustomerMetadataProperties": _decided_by_caller(where),
         }
         if why:
             params["ApprovalDescription"] = why
@@ -577,6 +576,8 @@ def _enter(
     dry_run: bool,
 ) -> ModelVersion | Plan:
     """Upload a bundle and create its model package."""
+    if approve:
+        metadata = {**metadata, **_decided_by_caller(where)}
     prefix = f"s3://{contract.bucket}/artifacts/{bundle.digest}/"
     signature = bundle.manifest.signature
     types = (signature.content_types, signature.accept_types) if signature else None
@@ -618,6 +619,12 @@ def _enter(
         plan = dataclasses.replace(plan, uploads=plan.uploads[1:])
     answers = aws.execute(plan)
     return ModelVersion._from_arn(answers[-1]["ModelPackageArn"], where)
+
+
+def _decided_by_caller(where: str) -> dict[str, str]:
+    """What an approval keeps of who gave it."""
+    arn: str = aws.call(where, aws.client("sts").get_caller_identity)["Arn"]
+    return {"decided-by": arn[:_METADATA_MOST]}
 
 
 def _bundle(

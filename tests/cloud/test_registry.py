@@ -122,6 +122,13 @@ def test_a_decision_says_who_and_why(project: str, group: str, model: Path) -> N
     assert ModelVersion.latest(group, approval=None).approval_note == "it was not"
 
 
+def test_an_approval_at_once_says_who_too(project: str, group: str, model: Path) -> None:
+    version = register(model, group, project=project, approve=True)
+
+    assert version.approval == "Approved"
+    assert version.metadata["decided-by"].startswith("arn:aws")
+
+
 def test_a_dry_run_writes_nothing(project: str, group: str, model: Path) -> None:
     plan = register(model, group, project=project, dry_run=True)
 
