@@ -22,6 +22,10 @@ CREATE TABLE IF NOT EXISTS records (
     kind TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (
     bucket TEXT NOT NULL, key TEXT NOT NULL, versions BLOB NOT NULL, PRIMARY KEY (bucket, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uploads (
+    id TEXT PRIMARY KEY, bucket TEXT NOT NULL, upload BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    upload TEXT NOT NULL, number INTEGER NOT NULL, part BLOB NOT NULL, PRIMARY KEY (upload, number)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS log_events (
     id INTEGER PRIMARY KEY, stream TEXT NOT NULL, ingested INTEGER NOT NULL, at INTEGER NOT NULL, message TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS log_events_of_stream ON log_events (stream, id);
@@ -63,7 +67,8 @@ class Database:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.write(*((f"DELETE FROM {table}", [()]) for table in ("records", "objects", "log_events")))  # noqa: S608
+        tables = ("records", "objects", "uploads", "parts", "log_events")
+        self.write(*((f"DELETE FROM {table}", [()]) for table in tables))  # noqa: S608
 
     def close(self) -> None:
         with self._lock:

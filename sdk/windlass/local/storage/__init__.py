@@ -82,14 +82,20 @@ def open_body(uri: str) -> Body:
     return _object(uri).open()
 
 
-def write(uri: str, body: bytes | Path) -> None:
-    """Create or replace an object. Raises NoBucket."""
+def write(uri: str, body: bytes | Path, kms_key: str | None = None) -> None:
+    """Create or replace an object, encrypted by that key. Raises NoBucket."""
+    from windlass.local.storage import object_events
+
     bucket, key = split(uri)
-    _require("s3:PutObject", uri)
+    encryption = "aws:kms" if kms_key else None
+    header = "s3:x-amz-server-side-encryption"
+    _require("s3:PutObject", uri, {header: "aws:kms", f"{header}-aws-kms-key-id": kms_key} if kms_key else None)
     if not bucket_exists(uri):
         raise NoBucket(uri)
-    _backend().put_object(bucket, key, Body.of(body) if isinstance(body, Path) else body)
-    _backend().save_objects()
+    content = Body.of(body) if isinstance(body, Path) else body
+    with object_events.told():
+        _backend().put_object(bucket, key, content, encryption=encryption, kms_key_id=kms_key)
+        _backend().save_objects()
 
 
 def keys(prefix: str) -> list[str]:

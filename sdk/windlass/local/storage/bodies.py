@@ -88,13 +88,20 @@ class Body:
 
     Attributes:
         md5: hexadecimal, of the whole, when it is known.
+        crc64nvme: of the whole, when it is known.
         unclaimed: whether its files belong to no object yet.
     """
 
     def __init__(
-        self, pieces: Sequence[Piece], *, md5: str | None = None, unclaimed: bool = False, lease: Lease | None = None
+        self,
+        pieces: Sequence[Piece],
+        *,
+        md5: str | None = None,
+        crc64nvme: bytes | None = None,
+        unclaimed: bool = False,
+        lease: Lease | None = None,
     ) -> None:
-        self.pieces, self.md5, self.unclaimed = tuple(pieces), md5, unclaimed
+        self.pieces, self.md5, self.crc64nvme, self.unclaimed = tuple(pieces), md5, crc64nvme, unclaimed
         self.lease = lease
         self._size = sum(piece.size for piece in pieces)
 
@@ -239,11 +246,14 @@ class Folder:
         return folder / name[2:]
 
 
-def receive(environ: Mapping[str, Any], folder: Folder) -> tuple[Body, dict[str, str]]:
+def receive(environ: Mapping[str, Any], folder: Folder, *, md5: bool = True) -> tuple[Body, dict[str, str]]:
     """The body of a PUT request in a file, and the checksums that came after it, as headers.
 
     Every length, digest and checksum that the request announces is checked. (Not x-amz-content-sha256: it belongs to the
-    signature, and the local cloud checks none.)
+    signature, and the local cloud checks none.) CRC64NVME is always made, as S3 does.
+
+    Args:
+        md5: whether the body's MD5 is wanted, also when the request announces none. It takes longer than all the rest.
 
     Raises:
         Refused: it is not what was announced.
@@ -255,15 +265,25 @@ def receive(environ: Mapping[str, Any], folder: Folder) -> tuple[Body, dict[str,
     expected = int(length) if length else None
     if expected is not None and expected > LARGEST_PUT:
         raise Refused("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
-    announced = environ.get("HTTP_X_AMZ_TRAILER", "").lower()
-    hashes: dict[str, Hash] = {"MD5": hashlib.md5(usedforsecurity=False)}
-    for name, make in CHECKSUMS.items():
-        if f"HTTP_X_AMZ_CHECKSUM_{name}" in environ or f"x-amz-checksum-{name.lower()}" in announced:
-            hashes[name] = make()
+    announced = [
+        name
+        for name in CHECKSUMS
+        if f"HTTP_X_AMZ_CHECKSUM_{name}" in environ
+        or f"x-amz-checksum-{name.lower()}" in environ.get("HTTP_X_AMZ_TRAILER", "").lower()
+    ]
+    if "HTTP_X_AMZ_SDK_CHECKSUM_ALGORITHM" in environ and not announced:
+        raise Refused(
+            "InvalidRequest",
+            "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or x-amz-trailer headers were "
+            "found.",
+        )
+    hashes = {name: CHECKSUMS[name]() for name in {*announced, "CRC64NVME"}}
+    if md5 or "HTTP_CONTENT_MD5" in environ:
+        hashes["MD5"] = hashlib.md5(usedforsecurity=False)
     with folder.create() as file:
         path = Path(os.fsdecode(file.name))
         try:
-            size = _pour((chunked or source).readinto, file, list(hashes.values()), expected)
+            size = _pour((chunked or source).readinto, file, hashes, expected)
             if expected is not None and size != expected:
                 raise Refused(
                     "IncompleteBody",
@@ -275,7 +295,8 @@ def receive(environ: Mapping[str, Any], folder: Folder) -> tuple[Body, dict[str,
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-    return Body([Piece(path, 0, size)], md5=digests["MD5"].hex(), unclaimed=True), trailers
+    made = digests["MD5"].hex() if "MD5" in digests else None
+    return Body([Piece(path, 0, size)], md5=made, crc64nvme=digests["CRC64NVME"], unclaimed=True), trailers
 
 
 def _check(environ: Mapping[str, Any], trailers: Mapping[str, str], digests: Mapping[str, bytes]) -> None:
@@ -295,39 +316,40 @@ def _check(environ: Mapping[str, Any], trailers: Mapping[str, str], digests: Map
             raise Refused("BadDigest", f"The {name} you specified did not match the calculated checksum.")
 
 
-def _pour(readinto: Callable[[memoryview], int], file: io.FileIO, hashes: Sequence[Hash], expected: int | None) -> int:
+def _pour(
+    readinto: Callable[[memoryview], int], file: io.FileIO, hashes: Mapping[str, Hash], expected: int | None
+) -> int:
     """Read to the end, into the file and the hashes. Returns how much it was."""
-    md5, *others = hashes
-    large = expected is None or expected >= _ALONGSIDE
+    slow = hashes.get("MD5") if expected is None or expected >= _ALONGSIDE else None
+    inline = [made for made in hashes.values() if made is not slow]
     free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
     full: queue.SimpleQueue[tuple[bytearray, int]] = queue.SimpleQueue()
-    for _ in range(_BUFFERS if large else 1):
-        free.put(bytearray(_BUFFER if large else min(_BUFFER, expected or 1)))
+    for _ in range(_BUFFERS if slow else 1):
+        free.put(bytearray(_BUFFER if expected is None else min(_BUFFER, expected or 1)))
 
-    def digest() -> None:
+    def digest(made: Hash) -> None:
         while (item := full.get())[1]:
-            md5.update(memoryview(item[0])[: item[1]])
+            made.update(memoryview(item[0])[: item[1]])
             free.put(item[0])
 
-    thread = threading.Thread(target=digest, name="md5", daemon=True)
-    if large:
+    thread = threading.Thread(target=digest, args=(slow,), name="md5", daemon=True) if slow else None
+    if thread:
         thread.start()
     size = 0
     try:
         while count := readinto(memoryview(buffer := free.get())):
             size += count
             filled = memoryview(buffer)[:count]
-            for made in others:
+            if thread:
+                full.put((buffer, count))  # read there and here, changed by neither until both are done
+            for made in inline:
                 made.update(filled)
             _write(file, filled)
-            if large:
-                full.put((buffer, count))
-            else:
-                md5.update(filled)
+            if not thread:
                 free.put(buffer)
     finally:
         full.put((bytearray(), 0))
-        if large:
+        if thread:
             thread.join()
     return size
 

@@ -8,24 +8,39 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import pickle
 import re
 import threading
 import types
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
+from xml.parsers.expat import ExpatError
 
+from awscrt.checksums import combine_crc64nvme
 from moto.s3 import models
-from moto.s3.exceptions import EntityTooSmall, InvalidPart, MalformedXML, NoSuchUpload
+from moto.s3.exceptions import (
+    EntityTooSmall,
+    InvalidPart,
+    MalformedXML,
+    MissingKey,
+    NoSuchUpload,
+    PreconditionFailed,
+    S3ClientError,
+)
 from moto.s3.models import FakeKey, FakeMultipart, S3Backend, s3_backends
 from moto.s3.responses import S3Response
 from moto.s3.utils import _VersionedKeyStore
 from moto.settings import S3_UPLOAD_PART_MIN_SIZE
 from moto.utilities.utils import md5_hash
+from werkzeug.datastructures import Headers
 
 from windlass.local import cloud as clouds
+from windlass.local.database import Database
+from windlass.local.storage import bucket_policy, object_events
 from windlass.local.storage.bodies import CHECKSUMS, Body, Folder, Piece, receive
 
 Environ = dict[str, Any]
@@ -34,10 +49,41 @@ WSGI = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 # In the environ of a request: what came, and what goes, past Flask, which would take it into its hands.
 _BODY, _ANSWER = "windlass.body", "windlass.answer"
 
+# By object, so that one put together from parts, which may take seconds, does not hold up all the others.
+_LOCKS = [threading.RLock() for _ in range(64)]
+
+# One at a time, so that no row is overwritten by an older one.
+_SAVING = threading.Lock()
+
 _READS = ("GET", "HEAD", "OPTIONS")
 
+_ENCRYPTION, _KMS_KEY = "x-amz-server-side-encryption", "x-amz-server-side-encryption-aws-kms-key-id"
+
+# What moto does not know, and so takes for the plain operation: it would answer DeleteBucketMetricsConfiguration by deleting
+# the bucket. By what names it in a query.
+_NOT_HERE_OF_BUCKETS: Mapping[str, str] = {
+    "abac": "attribute-based access to buckets",
+    "analytics": "analytics",
+    "intelligent-tiering": "intelligent tiering",
+    "inventory": "inventories",
+    "metadataAnnotationTable": "metadata tables",
+    "metadataConfiguration": "metadata tables",
+    "metadataInventoryTable": "metadata tables",
+    "metadataJournalTable": "metadata tables",
+    "metadataTable": "metadata tables",
+    "metrics": "request metrics",
+    "requestPayment": "requester pays",
+    "session": "directory buckets",
+}
+_NOT_HERE_OF_OBJECTS: Mapping[str, str] = {
+    "annotation": "annotations of objects",
+    "encryption": "re-encryption of objects in place",
+    "renameObject": "directory buckets",
+    "torrent": "torrents",
+}
+
 # A PUT with one of these says something about an object; its body is a short document, which moto reads itself.
-_SUBRESOURCES = frozenset({"acl", "tagging", "retention", "legal-hold", "torrent", "encryption", "renameObject"})
+_SUBRESOURCES = frozenset({"acl", "tagging", "retention", "legal-hold", *_NOT_HERE_OF_OBJECTS})
 
 
 class Key(FakeKey):  # type: ignore[misc]
@@ -47,11 +93,15 @@ class Key(FakeKey):  # type: ignore[misc]
         return object.__new__(cls)  # moto's would keep each one for ever, to close its buffer one day
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.crc64nvme: bytes | None = None
         super().__init__(*args, **kwargs)
         self._value_buffer.close()
         del self._value_buffer
+        if kwargs.get("etag") is None and _by_kms(self.encryption):
+            self._etag = uuid.uuid4().hex
 
     _etag: str | None
+    crc64nvme: bytes | None  # absent in state folders of before
     disposed: bool
 
     @property
@@ -61,8 +111,8 @@ class Key(FakeKey):  # type: ignore[misc]
 
     def open(self) -> Body:
         """Its body, to be read in parts."""
-        of_parts = self._etag is None or "-" in self._etag
-        return _folder().open(self.pieces, md5=None if of_parts else self._etag)
+        no_md5 = self._etag is None or "-" in self._etag or _by_kms(self.encryption)
+        return _folder().open(self.pieces, md5=None if no_md5 else self._etag)
 
     @property
     def value(self) -> bytes:
@@ -77,6 +127,7 @@ class Key(FakeKey):  # type: ignore[misc]
             (path.relative_to(folder.path).as_posix(), start, size) for path, start, size in folder.keep(body)
         ]
         self.contentsize = len(body)
+        self.crc64nvme = body.crc64nvme if isinstance(body, Body) else _crc64nvme(body)
         if self._etag is None and isinstance(body, Body):
             self._etag = body.md5
 
@@ -89,7 +140,7 @@ class Key(FakeKey):  # type: ignore[misc]
     def dispose(self, garbage: bool = False) -> None:
         if not self.disposed:
             self.disposed = True
-            _folder().delete(self.pieces)
+            _disposed.pieces += self.pieces
 
     def give_up(self) -> list[Piece]:
         """Its files, which are no longer its own."""
@@ -105,6 +156,16 @@ class Key(FakeKey):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.lock = threading.Lock()
+
+
+class _Disposed(threading.local):
+    """The files that this thread needs no more, but that rows may still name: they go when it has saved."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+
+
+_disposed = _Disposed()
 
 
 class Lazy:
@@ -151,11 +212,34 @@ class KeyStore(_VersionedKeyStore):  # type: ignore[misc]
         return KeyStore, ()
 
 
+class Uploads(models.MultipartDict):  # type: ignore[misc]
+    """The uploads under way in a bucket. Each is a row in the database, and so is each part.
+
+    Attributes:
+        changed: those whose rows are old.
+        sent: (upload, number) of the parts whose rows are old.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed: set[str] = set()
+        self.sent: set[tuple[str, int]] = set()
+
+    def __reduce__(self) -> Any:
+        return Uploads, ()
+
+
 class Upload(FakeMultipart):  # type: ignore[misc]
     """A multipart upload, put together file by file."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Upload:
         return object.__new__(cls)
+
+    def without_parts(self) -> Upload:
+        """What its row holds: each part has a row of its own."""
+        alone = copy.copy(self)
+        alone.parts, alone.partlist = {}, []
+        return alone
 
     def complete(self, body: Iterator[tuple[int, str]]) -> tuple[Body, str, tuple[str, str, int] | None]:
         parts: list[Key] = []
@@ -173,18 +257,63 @@ class Upload(FakeMultipart):  # type: ignore[misc]
         return whole, f"{md5.hexdigest()}-{len(parts)}", self._checksum(whole, parts)
 
     def _checksum(self, whole: Body, parts: list[Key]) -> tuple[str, str, int] | None:
-        algorithm = self.metadata.get("x-amz-checksum-algorithm")
+        algorithm = self.metadata.get("x-amz-checksum-algorithm", "CRC64NVME")
         if algorithm not in CHECKSUMS:
             return None
         kind = self.metadata.get("x-amz-checksum-type")
         if kind == "FULL_OBJECT" or (kind is None and algorithm == "CRC64NVME"):
-            return "FULL_OBJECT", base64.b64encode(whole.digest(algorithm)).decode(), 1
+            known = _joined(parts) if algorithm == "CRC64NVME" else None
+            return "FULL_OBJECT", base64.b64encode(known or whole.digest(algorithm)).decode(), 1
         made = CHECKSUMS[algorithm]()
         at = 0
         for part in parts:
             made.update(whole[at : at + part.contentsize].digest(algorithm))
             at += part.contentsize
         return "COMPOSITE", base64.b64encode(made.digest()).decode(), len(parts)
+
+
+class _Rows:
+    """What has changed, as rows to write and to delete."""
+
+    def __init__(self) -> None:
+        self._objects: list[tuple[str, str, bytes]] = []
+        self._no_objects: list[tuple[str, str]] = []
+        self._uploads: list[tuple[str, str, bytes]] = []
+        self._no_uploads: list[tuple[str]] = []
+        self._parts: list[tuple[str, int, bytes]] = []
+
+    def take(self, bucket: Any) -> None:
+        """What has changed in a bucket, which is noted there no more."""
+        keys, uploads = bucket.keys, bucket.multiparts
+        while keys.changed:
+            key = keys.changed.pop()
+            if versions := keys.getlist(key):
+                self._objects.append((bucket.name, key, _pickled(versions)))
+            else:
+                self._no_objects.append((bucket.name, key))
+        while uploads.changed:
+            id_ = uploads.changed.pop()
+            if upload := uploads.get(id_):
+                self._uploads.append((id_, bucket.name, _pickled(upload.without_parts())))
+            else:
+                self._no_uploads.append((id_,))
+        while uploads.sent:
+            id_, number = uploads.sent.pop()
+            if (upload := uploads.get(id_)) and (part := upload.parts.get(number)):
+                self._parts.append((id_, number, _pickled(part)))
+
+    def write(self, database: Database) -> None:
+        """Nothing, if nothing has changed."""
+        statements: list[tuple[str, list[Any]]] = [
+            ("INSERT OR REPLACE INTO objects (bucket, key, versions) VALUES (?, ?, ?)", self._objects),
+            ("DELETE FROM objects WHERE bucket = ? AND key = ?", self._no_objects),
+            ("INSERT OR REPLACE INTO uploads (id, bucket, upload) VALUES (?, ?, ?)", self._uploads),
+            ("INSERT OR REPLACE INTO parts (upload, number, part) VALUES (?, ?, ?)", self._parts),
+            ("DELETE FROM uploads WHERE id = ?", self._no_uploads),
+            ("DELETE FROM parts WHERE upload = ?", self._no_uploads),
+        ]
+        if any(rows for _, rows in statements):
+            database.write(*statements)
 
 
 class Backend(S3Backend):  # type: ignore[misc]
@@ -196,35 +325,77 @@ class Backend(S3Backend):  # type: ignore[misc]
         paths = {path: getattr(Response, handler.__name__) for path, handler in module.url_paths.items()}
         return types.SimpleNamespace(url_bases=module.url_bases, url_paths=paths)
 
+    def encryption(self, bucket_name: str, asked: str | None = None, key: str | None = None) -> tuple[Any, Any]:
+        """The algorithm and the KMS key of a new object: what its request asks for, or else the bucket's default."""
+        default = (self.get_bucket(bucket_name).encryption or {}).get("Rule", {})
+        default = default.get("ApplyServerSideEncryptionByDefault", {})
+        return (asked, key) if asked else (default.get("SSEAlgorithm"), default.get("KMSMasterKeyID"))
+
+    def put_object(self, bucket_name: str, key_name: str, *args: Any, **kwargs: Any) -> Key:
+        with _changing(bucket_name, key_name):
+            key: Key = super().put_object(bucket_name, key_name, *args, **kwargs)
+        if key.multipart is None and key.checksum_value:
+            key.checksum_type = "FULL_OBJECT"
+        elif key.multipart is None and key.crc64nvme is not None:  # what S3 makes of each object that comes without one
+            key.checksum_algorithm, key.checksum_type = "CRC64NVME", "FULL_OBJECT"
+            key.checksum_value = base64.b64encode(key.crc64nvme).decode()
+        return key
+
+    def create_multipart_upload(
+        self,
+        bucket_name: str,
+        key_name: str,
+        metadata: Any,
+        storage_type: str,
+        tags: Any,
+        acl: Any,
+        sse_encryption: str | None,
+        kms_key_id: str | None,
+    ) -> Upload:
+        encryption = self.encryption(bucket_name, sse_encryption, kms_key_id)
+        made: Upload = super().create_multipart_upload(
+            bucket_name, key_name, metadata, storage_type, tags, acl, *encryption
+        )
+        self.get_bucket(bucket_name).multiparts.changed.add(made.id)
+        return made
+
     def upload_part(self, bucket_name: str, multipart_id: str, part_id: int, value: Body | bytes) -> Key:
-        if multipart_id not in self.get_bucket(bucket_name).multiparts:
+        uploads = self.get_bucket(bucket_name).multiparts
+        if multipart_id not in uploads:
             raise NoSuchUpload(upload_id=multipart_id)
         part: Key = super().upload_part(bucket_name, multipart_id, part_id, value)
+        uploads.sent.add((multipart_id, part_id))
         return part
+
+    def abort_multipart_upload(self, bucket_name: str, multipart_id: str) -> None:
+        super().abort_multipart_upload(bucket_name, multipart_id)
+        self.get_bucket(bucket_name).multiparts.changed.add(multipart_id)
 
     def complete_multipart_upload(self, bucket_name: str, multipart_id: str, body: Iterator[tuple[int, str]]) -> Any:
         if multipart_id not in self.get_bucket(bucket_name).multiparts:
             raise NoSuchUpload(upload_id=multipart_id)
-        return super().complete_multipart_upload(bucket_name, multipart_id, body)
+        key = super().complete_multipart_upload(bucket_name, multipart_id, body)
+        # Only now, so that a kill leaves the upload or the object, or both, of which `restore` keeps the object.
+        self.get_bucket(bucket_name).multiparts.changed.add(multipart_id)
+        if key.checksum_value and not key.checksum_algorithm:
+            key.checksum_algorithm = "CRC64NVME"
+        return key
 
     def save_objects(self) -> None:
-        """Bring the rows of all objects that have changed up to date."""
-        saved, deleted = [], []
-        for bucket in list(self.buckets.values()):
-            while bucket.keys.changed:
-                key = bucket.keys.changed.pop()
-                if versions := bucket.keys.getlist(key):
-                    saved.append((bucket.name, key, pickle.dumps(versions, pickle.HIGHEST_PROTOCOL)))
-                else:
-                    deleted.append((bucket.name, key))
-        if saved or deleted:
-            clouds.current().database.write(
-                ("INSERT OR REPLACE INTO objects (bucket, key, versions) VALUES (?, ?, ?)", saved),
-                ("DELETE FROM objects WHERE bucket = ? AND key = ?", deleted),
-            )
+        """Bring the rows of all objects and uploads that have changed up to date, and then delete what no row names."""
+        with _SAVING:
+            rows = _Rows()
+            for bucket in list(self.buckets.values()):
+                rows.take(bucket)
+            rows.write(clouds.current().database)
+        pieces, _disposed.pieces = _disposed.pieces, []
+        _folder().delete(pieces)
 
     def copy_object(self, src_key: Key, *args: Any, **kwargs: Any) -> None:
-        super().copy_object(Lazy(src_key), *args, **kwargs)
+        super().copy_object(Lazy(src_key), *args, **kwargs)  # with its checksum
+        made = self.get_object(*args[:2])
+        if made is not None and made.checksum_value:
+            made.checksum_type, made.checksum_parts = src_key.checksum_type, src_key.checksum_parts
 
     def upload_part_copy(
         self,
@@ -243,16 +414,47 @@ class Backend(S3Backend):  # type: ignore[misc]
             dest_bucket_name, multipart_id, part_id, body if start_byte is None else body[start_byte : end_byte + 1]
         )
 
+    def delete_object(
+        self, bucket_name: str, key_name: str, version_id: str | None = None, bypass: bool = False
+    ) -> tuple[bool, dict[str, Any]]:
+        bucket = self.get_bucket(bucket_name)
+        with _changing(bucket_name, key_name):
+            before = {str(version.version_id) for version in bucket.keys.getlist(key_name, [])}
+            done, answered = super().delete_object(bucket_name, key_name, version_id, bypass)
+        if done and bucket.is_versioned and version_id is None:
+            object_events.note(bucket, "ObjectRemoved:DeleteMarkerCreated", key_name, answered["version-id"])
+        elif done and (not bucket.is_versioned or str(version_id) in before):
+            object_events.note(bucket, "ObjectRemoved:Delete", key_name, str(version_id))
+        return done, answered
+
+    def delete_objects(self, bucket_name: str, objects: list[dict[str, Any]], bypass_retention: bool = False) -> Any:
+        if any("ETag" in each for each in objects):  # moto would delete them whatever they are
+            raise S3ClientError(
+                "NotImplemented",
+                "The local cloud does not implement the ETag of an object in DeleteObjects: send DeleteObject with IfMatch.",
+            )
+        return super().delete_objects(bucket_name, objects, bypass_retention)
+
+    def put_bucket_policy(self, bucket_name: str, policy: bytes | str) -> None:
+        bucket_policy.check(policy.decode("utf-8", "replace") if isinstance(policy, bytes) else policy)
+        super().put_bucket_policy(bucket_name, policy)
+
     def delete_bucket(self, bucket_name: str) -> Any:
         deleted = super().delete_bucket(bucket_name)
         if deleted:
             for upload in deleted.multiparts.values():
                 upload.dispose()
+            ids = [(id_,) for id_ in deleted.multiparts]
+            clouds.current().database.write(
+                ("DELETE FROM uploads WHERE id = ?", ids), ("DELETE FROM parts WHERE upload = ?", ids)
+            )
         return deleted
 
 
 class Response(S3Response):  # type: ignore[misc]
     """One request, with its body in a file."""
+
+    headers: Any
 
     def setup_class(self, request: Any, full_url: str | None = None, headers: Any = None) -> None:
         super().setup_class(request, full_url, headers)
@@ -260,16 +462,129 @@ class Response(S3Response):  # type: ignore[misc]
             self.body = body
 
     def key_response(self, request: Any, full_url: str, headers: Any) -> Any:
-        status, answered, content = super().key_response(request, full_url, headers)
+        # It is looked whether If-Match holds, and then written; nobody else may write in between.
+        with contextlib.nullcontext() if request.method in _READS else _changing(*_named(request.environ)):
+            status, answered, content = super().key_response(request, full_url, headers)
         if isinstance(content, Body) and request.method == "GET":
             request.environ[_ANSWER] = content
+        if request.method == "HEAD" and any(name.startswith("x-amz-checksum-") for name in answered):
+            self._say_all_of_the_checksum(answered)
         if request.method not in _READS:
             bucket = self.backend.buckets.get(self.bucket_name)
             if bucket and self.parse_key_name() in bucket.keys:
                 bucket.keys.changed.add(self.parse_key_name())  # its tags, its retention: in place
             self.backend.save_objects()
-            clouds.current().snapshot.touch()  # tags and uploads under way
+            clouds.current().snapshot.touch()  # tags
         return status, answered, content
+
+    def _key_response(self, request: Any, full_url: str) -> Any:
+        query = parse_qs(urlsplit(full_url).query, keep_blank_values=True)
+        _refuse(query, _NOT_HERE_OF_OBJECTS)
+        if request.method not in _READS:
+            self._keep_conditions(request.method, query)
+        try:
+            return super()._key_response(request, full_url)
+        except ExpatError as error:
+            raise MalformedXML from error
+
+    def _bucket_response(self, request: Any, full_url: str) -> Any:
+        _refuse(parse_qs(urlsplit(full_url).query, keep_blank_values=True), _NOT_HERE_OF_BUCKETS)
+        try:
+            return super()._bucket_response(request, full_url)
+        except ExpatError as error:
+            raise MalformedXML from error
+
+    def _keep_conditions(self, method: str, query: Mapping[str, Any]) -> None:
+        """Raise S3's error unless If-Match and If-None-Match hold: moto looks at each for some of the operations only."""
+        wanted, none = self.headers.get("If-Match"), self.headers.get("If-None-Match")
+        upload = query.get("uploadId", [None])[0]
+        if not (wanted or none) or "partNumber" in query or not _SUBRESOURCES.isdisjoint(query):
+            return
+        existing = self.backend.get_object(self.bucket_name, self.parse_key_name())
+        if upload and (method == "DELETE" or getattr(getattr(existing, "multipart", None), "id", None) == upload):
+            return  # nothing is written; or it was before, and is asked for again
+        if none == "*" and existing is not None:
+            raise PreconditionFailed("If-None-Match")
+        if wanted and existing is None:
+            raise PreconditionFailed("If-Match") if wanted == "*" else MissingKey(key=self.parse_key_name())
+        if wanted and wanted != "*" and wanted.strip('"') != existing.etag.strip('"'):
+            raise PreconditionFailed("If-Match")
+        self.headers = Headers(list(self.headers))
+        for name in ("If-Match", "If-None-Match"):
+            self.headers.remove(name)  # moto does not know the asterisk everywhere
+
+    def _handle_range_header(self, request: Any, response_headers: dict[str, Any], response_content: Any) -> Any:
+        """The part that is asked for; or all, as S3 gives it where that is no single range, or of what it has no more."""
+        validator = request.headers.get("If-Range")
+        stale = validator and validator not in (response_headers.get("ETag"), response_headers.get("last-modified"))
+        if stale or not re.fullmatch(r"bytes=(\d+-\d*|-\d+)", request.headers["range"].replace(" ", "")):
+            return 200, response_headers, response_content
+        return super()._handle_range_header(request, response_headers, response_content)
+
+    def put_object(self) -> Any:
+        status, headers, content = super().put_object()
+        made = self.body.crc64nvme if isinstance(self.body, Body) else None
+        if made is not None and not any(f"x-amz-checksum-{name.lower()}" in headers for name in CHECKSUMS):
+            headers["x-amz-checksum-crc64nvme"] = base64.b64encode(made).decode()
+        headers["x-amz-checksum-type"] = "FULL_OBJECT"
+        return status, headers, content
+
+    def upload_part(self) -> Any:
+        status, headers, content = super().upload_part()
+        part = self._upload().parts[self._get_int_param("partNumber")]
+        for name in CHECKSUMS:
+            if value := headers.get(f"x-amz-checksum-{name.lower()}"):
+                part.checksum_algorithm, part.checksum_value = name, value
+        uploads = self.backend.get_bucket(self.bucket_name).multiparts
+        uploads.sent.add((self._get_param("uploadId"), self._get_int_param("partNumber")))
+        return status, headers, content
+
+    def serialized(self, action_result: Any) -> Any:
+        """The answer as XML; with what moto leaves out."""
+        if self.data.get("Action") == "GetBucketNotificationConfiguration":
+            kept = self.backend.get_bucket_notification_configuration(self.bucket_name)
+            if kept is not None and kept.event_bridge is not None:
+                action_result.result["EventBridgeConfiguration"] = {}
+        if self.data.get("Action") == "ListParts":
+            for listed in action_result.result.get("Parts") or ():
+                part = self._upload().parts[listed["PartNumber"]]
+                if part.checksum_value:
+                    listed[f"Checksum{part.checksum_algorithm}"] = part.checksum_value
+        return super().serialized(action_result)
+
+    def _say_all_of_the_checksum(self, headers: dict[str, Any]) -> None:
+        """Its type, and the number of parts that it is made of: moto's HEAD leaves both out."""
+        version = self.querystring.get("versionId", [None])[0]
+        key = self.backend.get_object(self.bucket_name, self.parse_key_name(), version_id=version)
+        if key is not None and key.checksum_type:
+            headers["x-amz-checksum-type"] = key.checksum_type
+            if key.checksum_type == "COMPOSITE":
+                headers[f"x-amz-checksum-{key.checksum_algorithm.lower()}"] = (
+                    f"{key.checksum_value}-{key.checksum_parts}"
+                )
+
+    def _upload(self) -> Any:
+        return self.backend.get_bucket(self.bucket_name).multiparts[self._get_param("uploadId")]
+
+    def _key_response_post(
+        self, request: Any, body: Any, bucket_name: str, query: dict[str, Any], key_name: str
+    ) -> Any:
+        status, headers, content = super()._key_response_post(request, body, bucket_name, query, key_name)
+        if status == 200 and "uploads" in query:
+            asked = (self.headers.get(_ENCRYPTION), self.headers.get(_KMS_KEY))
+            for name, value in zip((_ENCRYPTION, _KMS_KEY), self.backend.encryption(bucket_name, *asked), strict=True):
+                if value:
+                    headers[name] = value
+        return status, headers, content
+
+    def _notification_config_from_body(self) -> dict[str, Any]:
+        try:
+            configuration: dict[str, Any] = super()._notification_config_from_body()
+        except AssertionError:
+            raise S3ClientError("InvalidArgument", "filter rule name must be either prefix or suffix") from None
+        skip = str(self.headers.get("x-amz-skip-destination-validation", "")).lower() == "true"
+        object_events.check(self.backend.get_bucket(self.bucket_name), configuration, destinations=not skip)
+        return configuration
 
     def bucket_response(self, request: Any, full_url: str, headers: Any) -> Any:
         answer = super().bucket_response(request, full_url, headers)
@@ -289,30 +604,46 @@ def register() -> None:
     models._VersionedKeyStore = KeyStore
     models.FakeKey = Key
     models.FakeMultipart = Upload
+    models.MultipartDict = Uploads
     s3_backends.backend = Backend
     s3_backends.clear()
+    object_events.register()
 
 
 def restore(cloud: clouds.Cloud) -> None:
     """Put the objects back into their buckets, and delete the files that belong to none."""
-    kept: set[Path] = set()
-    orphans = []
     buckets = {
         name: bucket for _, _, backend in s3_backends.iter_backends() for name, bucket in backend.buckets.items()
     }
-    for bucket_name, key, versions in cloud.database.read("SELECT bucket, key, versions FROM objects"):
-        if bucket := buckets.get(bucket_name):
-            bucket.keys.restore(key, pickle.loads(versions))  # noqa: S301 - our own file, in the user's own folder
-        else:
-            orphans.append((bucket_name, key))
-    cloud.database.write(("DELETE FROM objects WHERE bucket = ? AND key = ?", orphans))
     for bucket in buckets.values():
         s3_backends.bucket_accounts[bucket.name] = (bucket.partition, bucket.account_id)
-        stored = [
-            version for versions in dict(bucket.keys).values() for version in versions if isinstance(version, Key)
-        ]
-        uploading = [part for upload in bucket.multiparts.values() for part in upload.parts.values()]
-        kept |= {piece.path for key in (*stored, *uploading) for piece in key.pieces}
+        if not isinstance(bucket.multiparts, Uploads):
+            bucket.multiparts = Uploads()  # in state folders of before, uploads under way had no rows
+    kept: set[Path] = set()
+    no_objects, no_uploads = [], []
+    for bucket_name, key, pickled in cloud.database.read("SELECT bucket, key, versions FROM objects"):
+        if bucket := buckets.get(bucket_name):
+            versions = pickle.loads(pickled)  # noqa: S301 - our own file, in the user's own folder
+            bucket.keys.restore(key, versions)
+            kept |= {piece.path for version in versions if isinstance(version, Key) for piece in version.pieces}
+        else:
+            no_objects.append((bucket_name, key))
+    for id_, bucket_name, pickled in cloud.database.read("SELECT id, bucket, upload FROM uploads"):
+        rows = cloud.database.read("SELECT number, part FROM parts WHERE upload = ? ORDER BY number", (id_,))
+        parts = {number: pickle.loads(part) for number, part in rows}  # noqa: S301 - see above
+        paths = {piece.path for part in parts.values() for piece in part.pieces}
+        if (bucket := buckets.get(bucket_name)) and kept.isdisjoint(paths):
+            upload = pickle.loads(pickled)  # noqa: S301 - see above
+            upload.parts, upload.partlist = parts, list(parts)
+            dict.__setitem__(bucket.multiparts, id_, upload)
+            kept |= paths
+        else:  # a bucket that is gone, or an object that was made of it
+            no_uploads.append((id_,))
+    cloud.database.write(
+        ("DELETE FROM objects WHERE bucket = ? AND key = ?", no_objects),
+        ("DELETE FROM uploads WHERE id = ?", no_uploads),
+        ("DELETE FROM parts WHERE upload = ?", no_uploads),
+    )
     cloud.bodies.sweep(kept)
 
 
@@ -322,7 +653,7 @@ def serve(application: WSGI, environ: Environ, start_response: Callable[..., Any
     Raises:
         bodies.Refused: what came is not what the request announces.
     """
-    with _body_taken(environ) if _has_body(environ) else contextlib.nullcontext():
+    with _body_taken(environ) if _has_body(environ) else contextlib.nullcontext(), object_events.told():
         answer = application(environ, start_response)
     body: Body | None = environ.get(_ANSWER)
     return answer if body is None else body
@@ -331,7 +662,7 @@ def serve(application: WSGI, environ: Environ, start_response: Callable[..., Any
 @contextlib.contextmanager
 def _body_taken(environ: Environ) -> Iterator[None]:
     """Meanwhile the request has no body, but a file."""
-    body, trailers = receive(environ, _folder())
+    body, trailers = receive(environ, _folder(), md5=not _of_kms(environ))
     try:
         environ[_BODY] = body
         environ["CONTENT_LENGTH"] = "0"
@@ -344,6 +675,12 @@ def _body_taken(environ: Environ) -> Iterator[None]:
     finally:
         if body.unclaimed:
             _folder().delete(body.pieces)
+
+
+def _refuse(query: Mapping[str, Any], not_here: Mapping[str, str]) -> None:
+    for name in query:
+        if name in not_here:
+            raise S3ClientError("NotImplemented", f"The local cloud does not implement {not_here[name]} of S3.")
 
 
 def _has_body(environ: Mapping[str, Any]) -> bool:
@@ -361,9 +698,65 @@ def _has_body(environ: Mapping[str, Any]) -> bool:
     return bool(path.partition("/")[2])
 
 
-def _bucket_in_host(host: str) -> bool:
+def _changing(bucket: str, key: str) -> threading.RLock:
+    """What a change of an object holds; some objects share one."""
+    return _LOCKS[hash((bucket, key)) % len(_LOCKS)]
+
+
+def _named(environ: Mapping[str, Any]) -> tuple[str, str]:
+    """Bucket and key of a request."""
+    path = environ["PATH_INFO"].encode("latin-1", "replace").decode("utf-8", "replace").removeprefix("/")
+    if bucket := _bucket_in_host(environ.get("HTTP_HOST", "")):
+        return bucket, path
+    bucket, _, key = path.partition("/")
+    return bucket, key
+
+
+def _bucket_in_host(host: str) -> str:
+    """``models`` of ``models.s3.amazonaws.com``; empty where the path says it."""
     name = host.rpartition(":")[0] or host
-    return bool(re.search(r"[^.]\.(localhost|s3[.-].*amazonaws\.com|s3\.localhost\.localstack\.cloud)$", name))
+    found = re.fullmatch(r"(.+?)\.(s3\.localhost\.localstack\.cloud|s3[.-].*amazonaws\.com|localhost)", name)
+    return found[1] if found else ""
+
+
+def _of_kms(environ: Mapping[str, Any]) -> bool:
+    """Whether what comes is for KMS to encrypt. Its ETag is then no MD5, on AWS neither, and none need be made."""
+    bucket_name = _bucket_in_host(environ.get("HTTP_HOST", "")) or environ["PATH_INFO"].lstrip("/").partition("/")[0]
+    partition, account = s3_backends.bucket_accounts.get(bucket_name, ("", ""))
+    bucket = s3_backends[account][partition].buckets.get(bucket_name) if account else None
+    if bucket is None:
+        return False
+    query = parse_qs(environ.get("QUERY_STRING", ""))
+    if "uploadId" in query:
+        upload = bucket.multiparts.get(query["uploadId"][0])
+        return upload is not None and _by_kms(upload.sse_encryption)
+    asked = environ.get("HTTP_X_AMZ_SERVER_SIDE_ENCRYPTION")
+    return _by_kms(s3_backends[account][partition].encryption(bucket_name, asked)[0])
+
+
+def _by_kms(encryption: str | None) -> bool:
+    return encryption in ("aws:kms", "aws:kms:dsse")
+
+
+def _pickled(what: Any) -> bytes:
+    return pickle.dumps(what, pickle.HIGHEST_PROTOCOL)
+
+
+def _crc64nvme(data: bytes) -> bytes:
+    made = CHECKSUMS["CRC64NVME"]()
+    made.update(data)
+    return made.digest()
+
+
+def _joined(parts: list[Key]) -> bytes | None:
+    """CRC64NVME of these parts, one after the other; None where one of them does not know its own."""
+    sums = [getattr(part, "crc64nvme", None) for part in parts]
+    value = 0
+    for part, made in zip(parts, sums, strict=True):
+        if made is None:
+            return None
+        value = combine_crc64nvme(value, int.from_bytes(made, "big"), part.contentsize)
+    return value.to_bytes(8, "big")
 
 
 def _folder() -> Folder:

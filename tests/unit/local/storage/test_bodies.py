@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import resource
 import zlib
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,35 @@ def test_what_is_received_has_its_md5(folder: Folder, size: int) -> None:
 
     assert body.md5 == hashlib.md5(content[:size]).hexdigest()
     assert b"".join(body) == content[:size]
+
+
+@pytest.mark.parametrize("md5", [True, False])
+@pytest.mark.parametrize("size", [2 << 20, 20 << 20])
+def test_a_disk_that_fills_up_leaves_nothing(folder: Folder, size: int, md5: bool) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    environ: dict[str, Any] = {"wsgi.input": io.BytesIO(bytes(size)), "CONTENT_LENGTH": str(size)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            receive(environ, folder, md5=md5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("size", [9, (16 << 20) + 5])
+def test_without_md5_a_body_has_its_crc_and_announced_digests_are_checked(folder: Folder, size: int) -> None:
+    content = b"123456789" * (size // 9 + 1)
+    environ: dict[str, Any] = {"wsgi.input": io.BytesIO(content[:size]), "CONTENT_LENGTH": str(size)}
+
+    body, _ = receive(environ, folder, md5=False)
+
+    assert body.md5 is None
+    assert body.crc64nvme == folder.open(body.pieces).digest("CRC64NVME")
+    wrong = {"HTTP_CONTENT_MD5": base64.b64encode(bytes(16)).decode()}
+    with pytest.raises(Refused, match="Content-MD5"):
+        receive({**environ, "wsgi.input": io.BytesIO(content[:size]), **wrong}, folder, md5=False)
 
 
 def test_a_body_that_breaks_off_is_refused_and_leaves_nothing(folder: Folder) -> None:
