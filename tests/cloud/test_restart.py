@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
@@ -117,6 +119,66 @@ def test_objects_and_their_buckets_outlive_a_restart(machine: Machine) -> None:
     ]
     s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
     assert s3.get_object(Bucket="kept", Key="parts")["Body"].read() == b"part"
+
+
+def test_a_kill_in_the_middle_of_a_body_leaves_nothing_of_it(machine: Machine) -> None:
+    s3 = machine.rig.client("s3")
+    s3.put_object(Bucket="kept", Key="old", Body=b"old")
+    upload = {"Bucket": "kept", "Key": "half parts"}
+    upload["UploadId"] = s3.create_multipart_upload(**upload)["UploadId"]
+    etag = s3.upload_part(**upload, PartNumber=1, Body=b"first")["ETag"]
+    before, size = bodies(machine), 1 << 20
+    # Given three bodies of which half has come: of a new object, of one that is there, and of a part
+    connections = []
+    for url in (
+        s3.generate_presigned_url("put_object", Params={"Bucket": "kept", "Key": "half"}),
+        s3.generate_presigned_url("put_object", Params={"Bucket": "kept", "Key": "old"}),
+        s3.generate_presigned_url("upload_part", Params={**upload, "PartNumber": 2}),
+    ):
+        where = urlsplit(url)
+        connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=30)
+        connection.putrequest("PUT", f"{where.path}?{where.query}")
+        connection.putheader("Content-Length", str(2 * size))
+        connection.endheaders(b"x" * size)
+        connections.append(connection)
+    until(lambda: sorted(path.stat().st_size for path in bodies(machine) - before) == [size] * 3)
+
+    s3 = machine.restart(signal.SIGKILL).client("s3")
+    for connection in connections:
+        connection.close()
+
+    assert bodies(machine) == before
+    with pytest.raises(ClientError, match="404"):
+        s3.head_object(Bucket="kept", Key="half")
+    assert s3.get_object(Bucket="kept", Key="old")["Body"].read() == b"old"
+    assert [part["PartNumber"] for part in s3.list_parts(**upload)["Parts"]] == [1]
+    s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
+    assert s3.get_object(Bucket="kept", Key="half parts")["Body"].read() == b"first"
+
+
+def test_a_kill_after_an_upload_was_completed_or_aborted_brings_it_not_back(machine: Machine) -> None:
+    s3 = machine.rig.client("s3")
+    ended = []
+    for key, end in (("made", s3.complete_multipart_upload), ("aborted", s3.abort_multipart_upload)):
+        upload = {"Bucket": "kept", "Key": key}
+        upload["UploadId"] = s3.create_multipart_upload(**upload)["UploadId"]
+        etag = s3.upload_part(**upload, PartNumber=1, Body=b"body")["ETag"]
+        parts = {"MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": etag}]}}
+        end(**upload, **(parts if key == "made" else {}))
+        ended.append(upload)
+
+    s3 = machine.restart(signal.SIGKILL).client("s3")
+
+    for upload in ended:
+        with pytest.raises(ClientError, match="NoSuchUpload"):
+            s3.abort_multipart_upload(**upload)
+    assert s3.get_object(Bucket="kept", Key="made")["Body"].read() == b"body"
+
+
+def bodies(machine: Machine) -> set[Path]:
+    """The files of all objects."""
+    assert machine.rig.cloud is not None
+    return {path for path in (machine.rig.cloud.state / "s3").rglob("*") if path.is_file()}
 
 
 def test_a_finished_job_outlives_a_restart_with_its_artifact_metrics_and_logs(machine: Machine) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,6 +200,24 @@ class TestAJobThatCompletes:
         assert tags == [{"Key": "team", "Value": "vision"}]
 
 
+def test_a_source_may_hold_links_that_stay_inside(rig: Rig) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        script = b"from lib import name; print('ran as', name)"
+        for name, body in (("src/main.py", script), ("src/lib-1/__init__.py", b"name = 'linked'")):
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+        for name, target in (("train.py", "src/main.py"), ("lib", "src/lib-1")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    source = rig.upload(f"{rig.unique('source')}/source.tar.gz", packed.getvalue())
+    job = start(rig, "", hyperparameters={"sagemaker_submit_directory": source})
+    assert finish(rig, job)["TrainingJobStatus"] == "Completed"
+    assert "ran as linked" in logged(rig, job)
+
+
 def test_logs_appear_while_the_script_runs(rig: Rig) -> None:
     job = start(rig, "import time\nprint('hello')\ntime.sleep(600)\n")
 
@@ -338,6 +357,40 @@ def test_a_container_entrypoint_runs_instead_of_script_mode(rig: Rig) -> None:
     assert logged(rig, asked["TrainingJobName"]) == ["from train.py __main__"]
 
 
+@pytest.mark.parametrize("kind", ["a link out of the job", "a folder", "a pipe"])
+def test_a_failure_file_that_is_none_does_not_count(rig: Rig, kind: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of the machine")
+    make = {
+        "a link out of the job": f"os.symlink({str(secret)!r}, path)",
+        "a folder": "os.mkdir(path)",
+        "a pipe": "os.mkfifo(path)",
+    }[kind]
+
+    described = run(rig, f"import os\npath = '/opt/ml/output/failure'\n{make}\nraise SystemExit(3)")
+
+    assert described["FailureReason"] == "AlgorithmError: , exit code: 3"
+
+
+def test_a_model_is_what_the_job_itself_has_written(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of the machine")
+    script = (
+        "import os, shutil\n"
+        "shutil.rmtree('/opt/ml/output')\n"
+        f"os.symlink({str(tmp_path / 'secret')!r}, '/opt/ml/model/out')\n"
+        "open('/opt/ml/model/weights', 'w').write('w')\n"
+        "os.symlink('weights', '/opt/ml/model/latest')\n"
+        "os.mkfifo('/opt/ml/model/pipe')\n"
+    )
+    target = {"S3OutputPath": f"s3://{rig.bucket}/own", "CompressionType": "NONE"}
+
+    described = run(rig, script, OutputDataConfig=target)
+
+    prefix = f"own/{described['TrainingJobName']}/output/model/"
+    found = rig.client("s3").list_objects_v2(Bucket=rig.bucket, Prefix=prefix)["Contents"]
+    assert [each["Key"].removeprefix(prefix) for each in found] == ["latest", "weights"]
+
+
 def test_an_uncompressed_model_is_a_prefix(rig: Rig) -> None:
     output = {"S3OutputPath": f"s3://{rig.bucket}/output", "CompressionType": "NONE"}
 
@@ -382,6 +435,61 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "no instance type": (
         {"ResourceConfig": {"InstanceCount": 1, "VolumeSizeInGB": 1}},
         "ResourceConfig.InstanceType must be given",
+    ),
+    "no instance count": (
+        {"ResourceConfig": {"InstanceType": "ml.m5.large", "VolumeSizeInGB": 1}},
+        "ResourceConfig.InstanceCount must be given",
+    ),
+    "no instance at all": (
+        {"ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 0, "VolumeSizeInGB": 1}},
+        "must ask for at least one instance",
+    ),
+    "a volume that no disk has": (
+        {"ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 16385}},
+        "Invalid ResourceConfig.VolumeSizeInGB 16385",
+    ),
+    "a key that is not there": (
+        {"OutputDataConfig": {"S3OutputPath": "s3://any/x", "KmsKeyId": "alias/nobody"}},
+        "Invalid KMS key 'alias/nobody' in OutputDataConfig.KmsKeyId: the key does not exist",
+    ),
+    "a volume's key of another region": (
+        {
+            "ResourceConfig": {
+                "InstanceType": "ml.m5.large",
+                "InstanceCount": 1,
+                "VolumeSizeInGB": 1,
+                "VolumeKmsKeyId": "arn:aws:kms:nowhere-9:123456789012:key/x",
+            }
+        },
+        "in ResourceConfig.VolumeKmsKeyId: the key does not exist",
+    ),
+    "more retries than there may be": (
+        {"RetryStrategy": {"MaximumRetryAttempts": 31}},
+        "Value '31' at 'retryStrategy.maximumRetryAttempts' failed to satisfy constraint",
+    ),
+    "a network of nonsense": (
+        {"VpcConfig": {"SecurityGroupIds": ["sg 1"], "Subnets": ["subnet-1"]}},
+        "'vpcConfig.securityGroupIds.1.member' failed to satisfy constraint",
+    ),
+    "an experiment": ({"ExperimentConfig": {"ExperimentName": "e"}}, "does not implement experiments"),
+    "a rule of the debugger": (
+        {"DebugRuleConfigurations": [{"RuleConfigurationName": "r", "RuleEvaluatorImage": "x"}]},
+        "does not implement DebugRuleConfigurations",
+    ),
+    "a training plan": (
+        {
+            "ResourceConfig": {
+                "InstanceType": "ml.m5.large",
+                "InstanceCount": 1,
+                "VolumeSizeInGB": 1,
+                "TrainingPlanArn": "arn:aws:sagemaker:us-east-1:123456789012:training-plan/mine",
+            }
+        },
+        "does not implement ResourceConfig.TrainingPlanArn",
+    ),
+    "a tag of AWS's own": (
+        {"Tags": [{"Key": "aws:cloudformation:stack-name", "Value": "x"}]},
+        "aws: prefixed tag key names are not allowed for external use",
     ),
     "instance groups beside an instance type": (
         {
@@ -489,6 +597,28 @@ def test_a_longer_runtime_than_the_limit_is_refused_with_awss_code(rig: Rig) -> 
         start(rig, "", StoppingCondition={"MaxRuntimeInSeconds": 29 * 86_400})
 
     assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"
+
+
+def test_what_a_job_leaves_is_encrypted_by_the_key_that_was_asked_for(rig: Rig) -> None:
+    key = rig.client("kms").create_key()["KeyMetadata"]["Arn"]
+    target = {"S3OutputPath": f"https://s3.us-east-1.amazonaws.com/{rig.bucket}/secret", "KmsKeyId": key}
+
+    described = run(rig, SAVE.format("w"), OutputDataConfig=target)
+
+    uri = described["ModelArtifacts"]["S3ModelArtifacts"]
+    assert uri == f"s3://{rig.bucket}/secret/{described['TrainingJobName']}/output/model.tar.gz"
+    head = rig.client("s3").head_object(Bucket=rig.bucket, Key=uri.split("/", 3)[3])
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)
+
+
+def test_what_is_recorded_only_is_told_as_it_was_given(rig: Rig) -> None:
+    network = {"SecurityGroupIds": ["sg-1"], "Subnets": ["subnet-1"]}
+
+    described = run(rig, "", VpcConfig=network, RetryStrategy={"MaximumRetryAttempts": 3}, StoppingCondition={})
+
+    assert described["VpcConfig"] == network
+    assert described["RetryStrategy"] == {"MaximumRetryAttempts": 3}
+    assert described["StoppingCondition"] == {"MaxRuntimeInSeconds": 86_400}
 
 
 def test_a_name_is_used_once(rig: Rig) -> None:

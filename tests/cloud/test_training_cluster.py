@@ -61,7 +61,7 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("way", ["script", "torchrun", "hyperparameter"])
+@pytest.mark.parametrize("way", ["script", "torchrun over two instance groups", "hyperparameter"])
 def test_torch_distributed_works_over_two_hosts(rig: Rig, way: str) -> None:
     environment = (
         "import os\n"
@@ -75,11 +75,17 @@ def test_torch_distributed_works_over_two_hosts(rig: Rig, way: str) -> None:
     files = {"train.sh": torchrun, "reduce.py": ALL_REDUCE}
     script, hyperparameters = {
         "script": (environment + ALL_REDUCE, {}),
-        "torchrun": ("", {"sagemaker_program": "train.sh"}),
+        "torchrun over two instance groups": ("", {"sagemaker_program": "train.sh"}),
         "hyperparameter": (ALL_REDUCE, {"sagemaker_torch_distributed_enabled": "true"}),
     }[way]
 
-    described = run(rig, script, files=files, hyperparameters=hyperparameters, ResourceConfig=TWO)
+    groups = [
+        {"InstanceGroupName": name, "InstanceType": kind, "InstanceCount": 1}
+        for name, kind in (("one", "ml.m5.xlarge"), ("other", "ml.c5.xlarge"))
+    ]
+    resources = {"InstanceGroups": groups, "VolumeSizeInGB": 1} if "groups" in way else TWO
+
+    described = run(rig, script, files=files, hyperparameters=hyperparameters, ResourceConfig=resources)
 
     hosts = said(rig, described)
     assert {name: (host["rank"], host["world"], host["sum"]) for name, host in hosts.items()} == {

@@ -107,6 +107,19 @@ def test_a_pipe_decompresses(rig: Rig) -> None:
     assert logged(rig, described["TrainingJobName"]) == ["part 0;part 1;"]
 
 
+def test_a_pipe_of_what_is_not_gzip_fails_the_job_even_when_its_script_is_content(rig: Rig) -> None:
+    rig.upload("half-zipped/a.gz", gzip.compress(b"fine;"))
+    uri = rig.upload("half-zipped/b.gz", b"not compressed")
+    zipped = channel(f"s3://{rig.bucket}/half-zipped", InputMode="Pipe", CompressionType="Gzip")
+
+    described = run(rig, "open('/opt/ml/input/data/training_0').read()", InputDataConfig=zipped)
+
+    assert described["TrainingJobStatus"] == "Failed"
+    assert described["FailureReason"].startswith(
+        f"ClientError: Data download failed for channel 'training': '{uri}' is not compressed with gzip"
+    )
+
+
 def test_a_pipe_shuffles_differently_for_each_epoch_and_alike_for_each_seed(rig: Rig, prefix: str) -> None:
     shuffled = channel(prefix, InputMode="Pipe", ShuffleConfig={"Seed": 7})
 

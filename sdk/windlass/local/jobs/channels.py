@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from windlass.local.jobs import s3data
 Channel = Mapping[str, Any]
 
 POLL_SECONDS = 0.01
+UNREADABLE = "ClientError: Data download failed for channel '{}'"
+"""How SageMaker begins the FailureReason of a job whose data cannot be had."""
 
 
 class Unreadable(Exception):
@@ -94,14 +97,19 @@ class Pipe:
     Args:
         path: ``input/data/<channel>``; the FIFOs are ``<channel>_0`` and so on beside it.
         spool: a folder for the objects, outside of the container.
+
+    Attributes:
+        problem: why nothing flows any more; empty while all is well.
     """
 
     def __init__(self, channel: Channel, found: Sequence[tuple[str, str]], path: Path, spool: Path) -> None:
-        self._channel, self._path = channel, path
+        self.problem = ""
+        self.channel, self._path = str(channel["ChannelName"]), path
         self._compressed = channel.get("CompressionType", "None") == "Gzip"
         self._seed = (channel.get("ShuffleConfig") or {}).get("Seed")
         self._closed = threading.Event()
         self._objects = [spool / str(number) for number in range(len(found))]
+        self._uris = dict(zip(self._objects, (uri for _, uri in found), strict=True))
         fill([(path.name, uri) for path, (_, uri) in zip(self._objects, found, strict=True)], spool)
         path.parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(self._fifo(0))
@@ -121,7 +129,7 @@ class Pipe:
 
     def _feed(self) -> None:
         epoch = 0
-        while (fd := self._open(self._fifo(epoch))) is not None:
+        while not self.problem and (fd := self._open(self._fifo(epoch))) is not None:
             os.mkfifo(self._fifo(epoch + 1))  # before this one ends, so that a reader never looks for it in vain
             order = list(self._objects)
             if self._seed is not None:
@@ -133,12 +141,13 @@ class Pipe:
             epoch += 1
 
     def _copy(self, path: Path, pipe: Any) -> None:
-        with path.open("rb") as raw:
-            if self._compressed:
-                with gzip.open(raw) as stream:
-                    shutil.copyfileobj(stream, pipe, 1 << 16)
-            else:
-                shutil.copyfileobj(raw, pipe, 1 << 16)
+        if self.problem:
+            return
+        try:
+            with gzip.open(path) if self._compressed else path.open("rb") as stream:
+                shutil.copyfileobj(stream, pipe, 1 << 16)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # noted before the reader sees the end of the pipe
+            self.problem = f"'{self._uris[path]}' is not compressed with gzip: {error}"
 
     def _open(self, fifo: Path) -> int | None:
         """Its writing end as soon as somebody reads; None when closed before."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from windlass.local.faults import Fault
 from windlass.local.jobs.quotas import Quota
 from windlass.local.processes import Child
 
@@ -60,6 +61,17 @@ def groups(resources: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     if named:
         return [(group["InstanceGroupName"], group["InstanceType"], group["InstanceCount"]) for group in named]
     return [(HOMOGENEOUS, resources.get("InstanceType", ""), resources.get("InstanceCount", 1))]
+
+
+def check_limit(count: int, instance_type: str, noun: str) -> None:
+    """Raise AWS's ResourceLimitExceeded for more hosts than there may be."""
+    if count > MOST_HOSTS:
+        raise Fault(
+            "ResourceLimitExceeded",
+            f"The account-level service limit '{instance_type} for {noun} usage' is {MOST_HOSTS} Instances, with current"
+            f" utilization of 0 Instances and a request delta of {count} Instances. The local cloud starts as many processes"
+            " on this machine.",
+        )
 
 
 def plan(resources: Mapping[str, Any], folder: Path, *, most_memory: int | None = None) -> list[Host]:

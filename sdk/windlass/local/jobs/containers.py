@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from windlass import artifact
 from windlass.errors import CorruptArtifact
 from windlass.local import storage
 from windlass.local.faults import Fault
+from windlass.local.jobs import archives
 
 
 class FetchFailed(Exception):
@@ -75,7 +75,7 @@ def fetch(container: Mapping[str, Any], folder: Path) -> None:
     try:
         if _source(container).get("CompressionType", "Gzip") == "Gzip":
             storage.download(s3_uri(uri), archive)
-            artifact.extract(archive, folder)
+            archives.extract(archive, folder)
         elif _is_prefix(container):
             storage.download_prefix(s3_uri(uri), folder)
         else:

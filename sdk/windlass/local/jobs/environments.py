@@ -2,7 +2,7 @@
 
     environments = Environments(keeper)
     layer = environments.layer(code / "requirements.txt", say=stream.write)    # cached: the second time it is there at once
-    overlay(folder / "env", [layer])                                           # the job's own, for what it installs itself
+    environments.overlay(folder / "env", [layer])                              # the job's own, for what it installs itself
     environment |= variables([folder / "env", layer])
 
 A layer is a virtual environment that also sees the packages of this interpreter, so that only what is missing there gets
@@ -22,21 +22,25 @@ import signal
 import site
 import sys
 import sysconfig
+import tempfile
 import threading
 import venv
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 from windlass.local.cloudwatch.logs import follow
 from windlass.local.processes import Keeper
 
 COMPLETE = ".complete"
+PROGRAMS = "programs"
 
-# sh and Python at once: a first line cannot name an interpreter whose path is long or has spaces.
+# sh and Python at once: a first line cannot name an interpreter whose path is long or has spaces. It is called as
+# <environment>/programs/<name>, and programs is a link that all environments share, so the path is cut as text.
 _DISPATCHER = """#!/bin/sh
-'''exec' '{python}' "$0" "$@"
+'''exec' "${0%/*/*}/bin/python" "$0" "$@"
 '''
 import pathlib, sys
 from importlib.metadata import entry_points
@@ -94,7 +98,7 @@ class Environments:
     def _install(
         self, requirements: Path, folder: Path, say: Callable[[str], None], cancelled: Callable[[], bool]
     ) -> None:
-        overlay(folder, [])
+        self.overlay(folder, [])
         command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
         command += ["--no-warn-script-location", "--requirement", requirements.name]
         said: deque[str] = deque(maxlen=200)
@@ -119,25 +123,53 @@ class Environments:
             errors = [line for line in said if line.startswith("ERROR:")] or list(said)[-5:]
             raise RequirementsFailed("\n".join(errors) or f"pip ended with code {code}")
 
+    def overlay(self, folder: Path, layers: Sequence[Path]) -> None:
+        """Make an environment in which the packages of those layers, and below them of this interpreter, are found."""
+        _Bare(symlinks=True, with_pip=False).create(folder)
+        below = [str(_packages(layer)) for layer in layers] + _own_packages()
+        # addsitedir also reads their .pth files: editable installs, this very package's perhaps, are found through those.
+        lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in below)
+        (_packages(folder) / "layers.pth").write_text(lines, encoding="utf-8")
+        (folder / PROGRAMS).symlink_to(self._programs(), target_is_directory=True)
 
-def overlay(folder: Path, layers: Sequence[Path]) -> None:
-    """Make an environment in which the packages of those layers, and below them of this interpreter, are found."""
-    venv.EnvBuilder(symlinks=True, with_pip=False).create(folder)
-    below = [str(_packages(layer)) for layer in layers] + _own_packages()
-    # addsitedir also reads their .pth files: editable installs, this very package's perhaps, are found through those.
-    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in below)
-    (_packages(folder) / "layers.pth").write_text(lines, encoding="utf-8")
-    # Programs such as torchrun must run in this environment too; the installed ones name their own interpreter.
-    dispatcher = folder / "bin" / ".program"
-    dispatcher.write_text(_DISPATCHER.format(python=folder / "bin" / "python"), encoding="utf-8")
-    dispatcher.chmod(0o755)
-    for name in _programs():
-        (folder / "bin" / name).symlink_to(dispatcher.name)
+    def _programs(self) -> Path:
+        """A folder with the programs of this interpreter's packages, such as torchrun. They run in the environment whose
+        ``programs`` they are called by: the installed ones name their own interpreter.
+
+        One for all environments: some hundred files for each job would cost more than the rest of it.
+        """
+        names = _console_scripts()
+        digest = hashlib.sha256("\0".join([_DISPATCHER, *names]).encode()).hexdigest()
+        folder = self._cache / f"{PROGRAMS}-{digest[:16]}"
+        if not folder.exists():
+            self._cache.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=self._cache))
+            made.chmod(0o755)
+            dispatcher = made / ".program"
+            dispatcher.write_text(_DISPATCHER, encoding="utf-8")
+            dispatcher.chmod(0o755)
+            for name in names:
+                (made / name).symlink_to(dispatcher.name)
+            try:
+                made.rename(folder)
+            except OSError:
+                shutil.rmtree(made)
+                if not folder.is_dir():  # otherwise somebody else has made the same one meanwhile
+                    raise
+        return folder
+
+
+class _Bare(venv.EnvBuilder):
+    """Without the scripts that activate it: its variables are set for the process."""
+
+    def setup_scripts(self, context: SimpleNamespace) -> None:
+        pass
 
 
 def variables(layers: Sequence[Path], environment: Mapping[str, str]) -> dict[str, str]:
     """What makes a process use them: its PATH begins with their programs, ``python`` among them."""
-    path = [*(str(layer / "bin") for layer in layers), environment.get("PATH", os.defpath)]
+    programs = [str(layer / folder) for layer in layers for folder in ("bin", PROGRAMS)]
+    path = [*programs, environment.get("PATH", os.defpath)]
     return {"PATH": os.pathsep.join(path), "VIRTUAL_ENV": str(layers[0])} if layers else {}
 
 
@@ -157,7 +189,7 @@ def _own_packages() -> list[str]:
 
 
 @functools.cache
-def _programs() -> list[str]:
+def _console_scripts() -> list[str]:
     """The console scripts of all packages that this interpreter sees."""
     interpreter = re.compile(r"python[\d.]*")
     names = {entry.name for entry in metadata.entry_points(group="console_scripts")}

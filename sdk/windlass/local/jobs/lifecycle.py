@@ -146,9 +146,16 @@ class Jobs(abc.ABC, Generic[J]):
     def describe(self, region: str, name: str) -> dict[str, Any]:
         """The Describe operation's answer."""
 
-    @abc.abstractmethod
     def summary(self, job: J) -> dict[str, Any]:
-        """One item of the List operation's answer."""
+        """One item of the List operation's answer: what is told of every kind."""
+        return {
+            f"{self.kind}Name": job.name,
+            f"{self.kind}Arn": job.arn,
+            f"{self.kind}Status": job.status,
+            f"{self.kind.removesuffix('Job')}EndTime": when(job.ended),
+            "CreationTime": when(job.created),
+            "LastModifiedTime": when(job.modified),
+        }
 
     def interrupt(self, job: J) -> None:
         """Make ``work`` return soon. Called once, when the job is being stopped."""
@@ -375,6 +382,11 @@ def algorithm_error(said: str, lines: Sequence[str], code: int) -> str:
         text = "\n".join([block[-1], "", *block] if block else [line for line in lines if line.strip()][-5:])
     room = REASON_CHARACTERS - len("AlgorithmError: ") - len(end)
     return f"AlgorithmError: {text[:room]}{end}"
+
+
+def own(path: Path, root: Path) -> bool:
+    """Whether that is a file of the job's own folder, and no link to one of the machine's, which no container would have."""
+    return path.is_file() and path.resolve().is_relative_to(root.resolve())
 
 
 def when(seconds: float | None) -> datetime | None:

@@ -22,13 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moto.core.responses import ActionResult, EmptyResult
-
-from windlass.local import cloud as clouds
 from windlass.local import storage
 from windlass.local.cloudwatch.logs import LogStream, follow
+from windlass.local.encryption import require_key
 from windlass.local.faults import Fault, not_here
-from windlass.local.jobs import cluster, s3data
+from windlass.local.jobs import cluster, s3data, training_request
 from windlass.local.jobs.cluster import Host
 from windlass.local.jobs.containers import s3_uri
 from windlass.local.jobs.lifecycle import (
@@ -39,6 +37,7 @@ from windlass.local.jobs.lifecycle import (
     Jobs,
     Stopped,
     algorithm_error,
+    own,
     terminate,
     when,
 )
@@ -87,6 +86,11 @@ class ProcessingJob(Job):
         return [each["S3Output"] for each in outputs if not each.get("AppManaged")]
 
     @property
+    def output_key(self) -> str | None:
+        """The KMS key that encrypts them."""
+        return (self.request.get("ProcessingOutputConfig") or {}).get("KmsKeyId") or None
+
+    @property
     def hosts(self) -> list[str]:
         return [f"algo-{number}" for number in range(1, _cluster(self.request).get("InstanceCount", 1) + 1)]
 
@@ -119,16 +123,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
             }
 
     def summary(self, job: ProcessingJob) -> dict[str, Any]:
-        return {
-            "ProcessingJobName": job.name,
-            "ProcessingJobArn": job.arn,
-            "CreationTime": when(job.created),
-            "ProcessingEndTime": when(job.ended),
-            "LastModifiedTime": when(job.modified),
-            "ProcessingJobStatus": job.status,
-            "FailureReason": job.failure,
-            "ExitMessage": job.exit_message,
-        }
+        return {**super().summary(job), "FailureReason": job.failure, "ExitMessage": job.exit_message}
 
     # Validation beyond the constraints of the service model
 
@@ -146,6 +141,11 @@ class ProcessingJobs(Jobs[ProcessingJob]):
                 raise Fault("ValidationException", f"ProcessingResources.ClusterConfig.{member} must be given.")
         if (request.get("NetworkConfig") or {}).get("EnableNetworkIsolation"):
             raise not_here("NetworkConfig.EnableNetworkIsolation")
+        cluster.check_limit(resources["InstanceCount"], resources["InstanceType"], "processing job")
+        training_request.check_experiment(request)
+        require_key(region, resources.get("VolumeKmsKeyId"), "ProcessingResources.ClusterConfig.VolumeKmsKeyId")
+        key = (request.get("ProcessingOutputConfig") or {}).get("KmsKeyId")
+        require_key(region, key, "ProcessingOutputConfig.KmsKeyId")
         inputs = request.get("ProcessingInputs") or []
         outputs = (request.get("ProcessingOutputConfig") or {}).get("Outputs") or []
         _check_unique([each["InputName"] for each in inputs], "ProcessingInputs")
@@ -172,7 +172,7 @@ class ProcessingJobs(Jobs[ProcessingJob]):
             upload.close()
         for output in job.outputs:
             for host in hosts:
-                _upload(output, host.folder, {})
+                _upload(output, host.folder, {}, job.output_key)
 
     def _prepare(self, job: ProcessingJob, host: Host, number: int) -> None:
         """Lay out what stands for /opt/ml on one host."""
@@ -285,7 +285,7 @@ class _ContinuousUpload:
 
     def __init__(self, job: ProcessingJob, hosts: list[Host]) -> None:
         self._outputs = [each for each in job.outputs if each["S3UploadMode"] == "Continuous"]
-        self._hosts = hosts
+        self._hosts, self._key = hosts, job.output_key
         self._sent: dict[Path, tuple[int, int]] = {}
         self._closed = threading.Event()
         run = contextvars.copy_context().run  # as the job's role, too
@@ -301,7 +301,7 @@ class _ContinuousUpload:
         try:
             for output in self._outputs:
                 for host in self._hosts:
-                    _upload(output, host.folder, self._sent)
+                    _upload(output, host.folder, self._sent, self._key)
         except Failed as error:
             log.warning("%s", error)  # the upload at the end of the job says so to its owner
 
@@ -310,30 +310,6 @@ class _ContinuousUpload:
         if self._outputs:
             self._thread.join()
             self._send()
-
-
-class ProcessingOperations:
-    """The processing jobs' part of the SageMaker API."""
-
-    params: Any
-    region: str
-
-    def create_processing_job(self) -> ActionResult:
-        return ActionResult({"ProcessingJobArn": clouds.current().processing.create(self.region, self.params)})
-
-    def describe_processing_job(self) -> ActionResult:
-        return ActionResult(clouds.current().processing.describe(self.region, self.params["ProcessingJobName"]))
-
-    def list_processing_jobs(self) -> ActionResult:
-        return ActionResult(clouds.current().processing.list(self.region, self.params))
-
-    def stop_processing_job(self) -> ActionResult:
-        clouds.current().processing.stop(self.region, self.params["ProcessingJobName"])
-        return EmptyResult()
-
-    def delete_processing_job(self) -> ActionResult:
-        clouds.current().processing.delete(self.region, self.params["ProcessingJobName"])
-        return EmptyResult()
 
 
 def _placed(job: ProcessingJob, base: Path, given: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -412,7 +388,7 @@ def _check_output(given: Mapping[str, Any]) -> None:
         return
     _check_path(target, where)
     uri = target["S3Uri"]
-    if not uri.startswith("s3://") or not storage.bucket_exists(uri):
+    if not storage.bucket_exists(s3_uri(uri)):
         raise Fault("ValidationException", f"The S3 bucket of S3Output.S3Uri '{uri}' {where} does not exist.")
 
 
@@ -427,26 +403,25 @@ def _check_path(location: Mapping[str, Any], where: str) -> None:
 def _exit_message(hosts: list[Host]) -> str | None:
     for host in hosts:
         path = host.folder / "output" / "message"
-        if path.is_file():
+        if own(path, host.folder):
             return path.read_text(encoding="utf-8", errors="replace")[:REASON_CHARACTERS] or None
     return None
 
 
-def _upload(output: Mapping[str, Any], folder: Path, sent: dict[Path, tuple[int, int]]) -> None:
+def _upload(output: Mapping[str, Any], folder: Path, sent: dict[Path, tuple[int, int]], key: str | None) -> None:
     """Send the files of one output that are not in ``sent`` as they are now, and note them there."""
     source = _local(output, folder)
-    root = folder.resolve()
     # A LocalPath may name one file: it goes below S3Uri by its own name.
     files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     for path in files:
-        if not path.resolve().is_relative_to(root):
-            continue  # a link out of the job's own folder: in a container there is nothing behind it
+        if not own(path, folder):
+            continue
         try:
             found = path.stat()
             if sent.get(path) == (found.st_mtime_ns, found.st_size):
                 continue
             name = path.name if path == source else path.relative_to(source).as_posix()
-            storage.write(f"{s3_uri(output['S3Uri']).rstrip('/')}/{name}", path)
+            storage.write(f"{s3_uri(output['S3Uri']).rstrip('/')}/{name}", path, key)
             sent[path] = (found.st_mtime_ns, found.st_size)
         except FileNotFoundError:
             continue  # a temporary file that is gone meanwhile

@@ -6,20 +6,17 @@
 
 Each host of a job has a folder that is its ``/opt/ml``: channels are downloaded there, ``runtime/training.py`` (or the given
 ContainerEntrypoint) runs in a container around it, and what is left there goes to S3. What AWS refuses stands in
-`training_request.py`, the hosts in `cluster.py`, data in `channels.py`, what a script may import in `environments.py`.
+`training_request.py`, what a job finds in `training_inputs.py`, what it leaves in `training_outputs.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
-import re
 import shutil
 import signal
-import tarfile
 import threading
 import time
 from collections import deque
@@ -27,21 +24,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moto.core.responses import ActionResult, EmptyResult
-
-from windlass import artifact
-from windlass.errors import CorruptArtifact
-from windlass.local import cloud as clouds
 from windlass.local import storage
 from windlass.local.cloudwatch.logs import LogStream, follow
 from windlass.local.faults import Fault
 from windlass.local.hosting.utilisation import JOBS, Usage
 from windlass.local.iam.authorizer import Denied, acting_as, require
-from windlass.local.jobs import channels, cluster, containers, environments, training_request
-from windlass.local.jobs.channels import Pipe, Unreadable
-from windlass.local.jobs.checkpoints import Checkpoints
+from windlass.local.jobs import cluster, environments, training_inputs, training_outputs, training_request
+from windlass.local.jobs.channels import UNREADABLE, Pipe
 from windlass.local.jobs.cluster import Host
-from windlass.local.jobs.environments import Environments, RequirementsFailed
+from windlass.local.jobs.environments import Environments
 from windlass.local.jobs.lifecycle import (
     INTERRUPTED,
     REASON_CHARACTERS,
@@ -51,8 +42,10 @@ from windlass.local.jobs.lifecycle import (
     Stopped,
     algorithm_error,
     in_event,
+    own,
     when,
 )
+from windlass.local.jobs.metric_definitions import MetricDefinitions
 from windlass.local.jobs.quotas import GIB, WATCH_SECONDS
 from windlass.local.jobs.training_job import TrainingJob
 from windlass.local.listing import select
@@ -74,6 +67,7 @@ MESSAGES = {
     "Downloading": "Downloading input data",
     "Training": "Training image download completed. Training in progress.",
     "Interrupted": "The job stopped because the managed spot training instances were interrupted.",
+    "Restarting": "Starting the training job again after an internal error",
     "Stopping": "Stopping the training job",
     "Uploading": "Uploading generated training model",
     "Completed": "Training job completed",
@@ -121,14 +115,25 @@ class TrainingJobs:
         self._said_bare = False
 
     def restore(self) -> None:
-        """Put back the jobs of an earlier server. What it did not finish has failed."""
+        """Put back the jobs of an earlier server. What it did not finish has failed, or is started again by resume()."""
         for record in self._saved.values():
             region, name = record["region"], record["request"]["TrainingJobName"]
             job = TrainingJob(folder=self._cloud.state / "jobs" / region / name, **record)
             self._jobs[region, name.lower()] = job
+            if job.may_retry and not job.request.get("TuningJobArn"):  # a tuning job does not go on
+                continue
             if job.status not in TERMINAL:
                 self._finish(job, "Failed", "Failed", INTERRUPTED.format("training job"))
             job.done.set()
+
+    def resume(self) -> None:
+        """Start the jobs again whose RetryStrategy lets them outlive an earlier server."""
+        with self._change:
+            for job in self._jobs.values():
+                if not job.done.is_set():
+                    job.retried += 1
+                    self._move(job, "Restarting")
+                    self._queue(job)
 
     def _save(self, job: TrainingJob) -> None:
         """Keep what a later server is to know. Called with every change that a client can see."""
@@ -139,7 +144,7 @@ class TrainingJobs:
 
     def create(self, region: str, request: Mapping[str, Any]) -> str:
         """CreateTrainingJob. Returns the ARN; raises AWS's own errors."""
-        training_request.check(request)
+        training_request.check(region, request)
         name = request["TrainingJobName"]
         job = TrainingJob(request, region, self._cloud.state / "jobs" / region / name, created=self._now())
         with self._change:
@@ -148,14 +153,18 @@ class TrainingJobs:
                     "ResourceInUse", f"Training job names must be unique within an AWS account and region: {job.arn}"
                 )
             self._jobs[region, name.lower()] = job
-            self._created += 1
-            job.number = self._created
-            self._move(job, "Starting")
-            self._waiting.append(job)
-            self._dispatch()
-        if job.wait_limit < math.inf:
-            job.patience = _later(job.wait_limit, lambda: self._out_of_patience(job))
+            self._queue(job)
         return job.arn
+
+    def _queue(self, job: TrainingJob) -> None:
+        self._created += 1
+        job.number = self._created
+        self._move(job, "Starting")
+        self._waiting.append(job)
+        if job.wait_limit < math.inf:
+            left = max(0.0, job.created + job.wait_limit - self._now())
+            job.patience = _later(left, lambda: self._out_of_patience(job))
+        self._dispatch()
 
     def describe(self, region: str, name: str) -> dict[str, Any]:
         """DescribeTrainingJob's answer."""
@@ -166,6 +175,8 @@ class TrainingJobs:
         """ListTrainingJobs' answer."""
         with self._change:
             summaries = [job.summary() for (home, _), job in self._jobs.items() if home == region]
+        if params.get("WarmPoolStatusEquals") or params.get("TrainingPlanArnEquals"):
+            summaries = []  # no job here has a warm pool or a training plan
         page, token = select(summaries, params, name="TrainingJobName", status="TrainingJobStatus")
         return {"TrainingJobSummaries": page, "NextToken": token}
 
@@ -315,12 +326,14 @@ class TrainingJobs:
 
     def _live(self, job: TrainingJob) -> None:
         began = time.monotonic()
-        evicted = False
+        evicted = broken = False
         try:
             self._prepare_and_train(job)
             evicted = job.evicting.is_set() and not job.stopping.is_set()
             if not evicted:
-                self._upload(job)
+                with self._change:
+                    self._move(job, "Uploading")
+                training_outputs.upload(job)
                 job.trained += time.monotonic() - began
                 stopped = job.stopping.is_set()
                 self._finish(
@@ -335,8 +348,11 @@ class TrainingJobs:
         except Exception as error:
             log.exception("The training job %s failed inside the local cloud", job.name)
             self._kill(job)
-            reason = f"InternalServerError: We encountered an internal error. {type(error).__name__}: {error}"
-            self._finish(job, "Failed", "Failed", reason)
+            job.trained += time.monotonic() - began
+            broken = job.may_retry
+            if not broken:
+                reason = f"InternalServerError: We encountered an internal error. {type(error).__name__}: {error}"
+                self._finish(job, "Failed", "Failed", reason)
         finally:
             shutil.rmtree(job.folder, ignore_errors=True)
             with self._change:
@@ -345,13 +361,16 @@ class TrainingJobs:
                 job.hosts = []
             if evicted:
                 job.trained += time.monotonic() - began
-                self._restart(job)
+                self._restart(job, "Interrupted")
+            elif broken:
+                job.retried += 1
+                self._restart(job, "Restarting")
             else:
                 job.done.set()
             self._dispatch()
 
-    def _restart(self, job: TrainingJob) -> None:
-        """After an interruption: back to Starting, and into the queue when there is capacity."""
+    def _restart(self, job: TrainingJob, after: str) -> None:
+        """After that secondary status: back to Starting, and into the queue when there is capacity."""
 
         def requeue() -> None:
             with self._change:
@@ -363,7 +382,7 @@ class TrainingJobs:
             if job.status == "Stopping":  # StopTrainingJob came between
                 self._give_up(job)
                 return
-            self._move(job, "Interrupted")
+            self._move(job, after)
             self._move(job, "Starting")
             job.evicting.clear()
             job.kill_at = math.inf
@@ -383,19 +402,19 @@ class TrainingJobs:
             job.port = cluster.free_port(self._ports)
             self._ports.add(job.port)
             self._move(job, "Downloading")
-        self._lay_out(job)
+        training_inputs.lay_out(job)
         stamp = int(self._now())
         streams = {
             host.name: LogStream(job.region, LOG_GROUP, f"{job.name}/{host.name}-{stamp}", self._cloud.clock)
             for host in job.hosts
         }
-        pipes = self._fill_channels(job)
-        layers = self._require(job, streams[job.hosts[0].name])
-        checkpoints = self._follow_checkpoints(job)
+        pipes = training_inputs.fill_channels(job)
+        layers = training_inputs.require(job, self._layers, streams[job.hosts[0].name].write)
+        checkpoints = training_inputs.follow_checkpoints(job)
         try:
             for pipe in pipes:
                 pipe.start()
-            self._train(job, streams, layers)
+            self._train(job, streams, layers, pipes)
         finally:
             for pipe in pipes:
                 pipe.close()
@@ -405,107 +424,9 @@ class TrainingJobs:
                 except (storage.Missing, OSError) as error:
                     raise Failed(f"ClientError: Checkpoint upload failed: {error}") from error
 
-    def _lay_out(self, job: TrainingJob) -> None:
-        """Each host's /opt/ml, with all but its data."""
-        shutil.rmtree(job.folder, ignore_errors=True)
-        job.folder.mkdir(parents=True)
-        (job.folder / "hosts").write_text(cluster.etc_hosts(job.hosts, job.number), encoding="utf-8")
-        inputs = {channel["ChannelName"]: channels.config(channel, job.algorithm) for channel in job.channels}
-        for host in job.hosts:
-            for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
-                (host.folder / folder).mkdir(parents=True)
-            config = {
-                "hyperparameters": job.hyperparameters,
-                "inputdataconfig": {
-                    name: told
-                    for name, told in inputs.items()
-                    if host in _with_channel(job.hosts, _named(job.channels, name))
-                },
-                "resourceconfig": cluster.resource_config(job.hosts, host),
-            }
-            for name, content in config.items():
-                path = host.folder / "input" / "config" / f"{name}.json"
-                path.write_text(json.dumps(content), encoding="utf-8")
-        self._fetch_source(job)
-
-    def _fetch_source(self, job: TrainingJob) -> None:
-        """Legacy script mode: the hyperparameter sagemaker_submit_directory names a tar.gz on S3."""
-        source = _decoded(job.hyperparameters.get("sagemaker_submit_directory", ""))
-        if not source.startswith("s3://"):
-            if source and not job.algorithm.get("ContainerEntrypoint"):
-                raise Failed(
-                    f"ClientError: sagemaker_submit_directory must be an s3:// URI of a tar.gz, not '{source}'"
-                )
-            return
-        archive = job.folder / "source.tar.gz"
-        try:
-            storage.download(source, archive)
-            for host in job.hosts:
-                artifact.extract(archive, host.folder / "code")
-        except storage.Missing as error:
-            raise Failed(
-                f"ClientError: {error}, given in the hyperparameter sagemaker_submit_directory. Upload the source there."
-            ) from error
-        except CorruptArtifact as error:
-            raise Failed(
-                f"ClientError: The source {source} (sagemaker_submit_directory) cannot be unpacked: {error}"
-            ) from error
-        finally:
-            archive.unlink(missing_ok=True)
-
-    def _fill_channels(self, job: TrainingJob) -> Sequence[Pipe]:
-        """Download the data. Returns the channels in Pipe mode, not yet flowing."""
-        pipes = []
-        for channel in job.channels:
-            name = channel["ChannelName"]
-            receivers = _with_channel(job.hosts, channel)
-            try:
-                found = channels.members(channel)
-                for host in receivers:
-                    part = channels.share(found, channel, host.name, [other.name for other in receivers])
-                    path = host.folder / "input" / "data" / name
-                    if channels.mode(channel, job.algorithm) == "Pipe":
-                        pipes.append(Pipe(channel, part, path, job.folder / "pipes" / host.name / name))
-                    else:
-                        channels.fill(part, path)
-                    if job.stopping.is_set():
-                        raise Stopped
-            except (Unreadable, OSError) as error:
-                raise Failed(f"ClientError: Data download failed for channel '{name}': {error}") from error
-        return pipes
-
-    def _require(self, job: TrainingJob, stream: LogStream) -> Sequence[Path]:
-        """The layer with what requirements.txt of the source asks for, if there is one."""
-        own = bool(job.algorithm.get("ContainerEntrypoint"))
-        source = job.hosts[0].folder / ("input/data/code" if own else "code")
-        try:
-            layer = self._layers.layer(
-                source / "requirements.txt", say=stream.write, cancelled=lambda: job.stopping.is_set()
-            )
-        except RequirementsFailed as error:
-            if job.stopping.is_set():
-                raise Stopped from error
-            if own:
-                return []  # its own entrypoint installs them, or does without: we only meant to save it the time
-            reason = f"AlgorithmError: InstallRequirementsError: requirements.txt cannot be installed:\n{error}"
-            raise Failed(reason) from error
-        return [layer] if layer else []
-
-    def _follow_checkpoints(self, job: TrainingJob) -> Checkpoints | None:
-        config = job.request.get("CheckpointConfig")
-        if not config:
-            return None
-        inside = Path(config.get("LocalPath", "/opt/ml/checkpoints")).relative_to("/opt/ml")
-        folders = [host.folder / inside for host in job.hosts]
-        checkpoints = Checkpoints(containers.s3_uri(config["S3Uri"]), folders, job.folder)
-        try:
-            checkpoints.restore()
-        except (storage.Missing, OSError) as error:
-            raise Failed(f"ClientError: Checkpoint download failed: {error}") from error
-        checkpoints.start()
-        return checkpoints
-
-    def _train(self, job: TrainingJob, streams: Mapping[str, LogStream], layers: Sequence[Path]) -> None:
+    def _train(
+        self, job: TrainingJob, streams: Mapping[str, LogStream], layers: Sequence[Path], pipes: Sequence[Pipe]
+    ) -> None:
         """Run every host to its end. Raises Failed, Stopped."""
         if not self._cloud.keeper.isolation and not self._said_bare:
             self._said_bare = True
@@ -523,7 +444,7 @@ class TrainingJobs:
                 self._move(job, "Training")
             # One by one: if the second cannot be started, the first one's reader is known.
             readers.extend(self._start(job, host, streams[host.name], layers) for host in job.hosts)
-            self._oversee(job)
+            self._oversee(job, pipes)
         finally:
             for host in job.hosts:
                 if host.child and host.child.poll() is None:
@@ -537,7 +458,7 @@ class TrainingJobs:
         keeper = self._cloud.keeper
         base = keeper.base(host.folder)
         own = job.folder / f"env-{host.name}"
-        environments.overlay(own, layers)
+        self._layers.overlay(own, layers)
         stack = [own, *layers]
         environment = self._environment(job, base)
         environment |= environments.variables(stack, environment) | dict(job.request.get("Environment") or {})
@@ -572,12 +493,13 @@ class TrainingJobs:
 
     def _read(self, job: TrainingJob, host: Host, stream: LogStream, reading: int) -> None:
         """One host's output to its end, and the news of it."""
-        follow(reading, lambda line: self._take(job, host, stream, line))
+        definitions = MetricDefinitions(job.algorithm.get("MetricDefinitions") or [], stream.write)
+        follow(reading, lambda line: self._take(job, host, stream, definitions, line))
         assert host.child
         host.child.wait()
         job.news.set()
 
-    def _oversee(self, job: TrainingJob) -> None:
+    def _oversee(self, job: TrainingJob, pipes: Sequence[Pipe]) -> None:
         """Return when every host has ended. Ends all when one fails or a limit is passed. Raises Failed."""
         began = time.monotonic()
         failed: Host | None = None
@@ -593,7 +515,7 @@ class TrainingJobs:
             failed = next((host for host in job.hosts if host.child and host.child.poll()), None)
             if failed:
                 self._end_peers(job)
-            elif verdict := cluster.exceeded(job.hosts):
+            elif verdict := cluster.exceeded(job.hosts) or _broken(pipes):
                 self._kill(job)
                 break
             elif job.trained + now - began > job.runtime_limit:
@@ -601,6 +523,8 @@ class TrainingJobs:
         for host in job.hosts:
             if host.child:
                 host.child.wait()
+        if not job.stopping.is_set() and not job.evicting.is_set():
+            verdict = verdict or _broken(pipes)
         if verdict:
             raise Failed(verdict)
         if not job.stopping.is_set() and not job.evicting.is_set():
@@ -612,12 +536,13 @@ class TrainingJobs:
         """Raise Failed if that host failed."""
         code = (host.child.poll() if host.child else None) or 0
         failure = host.folder / "output" / "failure"
-        if not code and not failure.exists():
+        wrote = own(failure, host.folder)
+        if not code and not wrote:
             return
-        text = failure.read_text(encoding="utf-8", errors="replace").strip() if failure.exists() else ""
+        text = failure.read_text(encoding="utf-8", errors="replace").strip() if wrote else ""
         if full := host.quota.full():
             text = f"{full} {text}"
-        self._upload_output(job)
+        training_outputs.upload_output(job)
         raise Failed(algorithm_error(text, list(host.tail), code))
 
     def _kill(self, job: TrainingJob) -> None:
@@ -630,18 +555,12 @@ class TrainingJobs:
             self._terminate(job)
             job.kill_at = time.monotonic() + min(PEER_GRACE_SECONDS, self.stop_grace_seconds)
 
-    def _take(self, job: TrainingJob, host: Host, stream: LogStream, line: str) -> None:
+    def _take(self, job: TrainingJob, host: Host, stream: LogStream, definitions: MetricDefinitions, line: str) -> None:
         """One line of output: to the log, and through the metric definitions."""
         host.tail.append(line)
         stream.write(line)
-        for definition in job.algorithm.get("MetricDefinitions") or []:
-            for found in re.finditer(definition["Regex"], line):
-                try:
-                    value = float(found[1])
-                except (TypeError, ValueError):
-                    continue  # the regex matched something else than a number
-                if math.isfinite(value):
-                    self._measure(job, definition["Name"], value)
+        for name, value in definitions.found(line):
+            self._measure(job, name, value)
 
     def _measure(self, job: TrainingJob, name: str, value: float) -> None:
         now = self._now()
@@ -656,29 +575,6 @@ class TrainingJobs:
             job.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": when(now)}
         for listener in self.on_metric:
             listener(job.region, job.name, name, value)
-
-    def _upload(self, job: TrainingJob) -> None:
-        """Send the results to S3. Raises Failed."""
-        with self._change:
-            self._move(job, "Uploading")
-        self._upload_output(job)
-        model = _merged([host.folder / "model" for host in job.hosts], job.folder / "model")
-        try:
-            if job.uncompressed:
-                for path in sorted(path for path in model.rglob("*") if path.is_file()):
-                    storage.write(f"{job.artifact}{path.relative_to(model).as_posix()}", path)
-            else:
-                storage.write(job.artifact, _archive(model, job.folder / "model.tar.gz"))
-        except (storage.Missing, OSError) as error:
-            raise Failed(f"ClientError: Artifact upload failed: {error}") from error
-
-    def _upload_output(self, job: TrainingJob) -> None:
-        try:
-            data = _merged([host.folder / "output" / "data" for host in job.hosts], job.folder / "output")
-            if data.is_dir() and any(data.iterdir()):
-                storage.write(f"{job.output}/output.tar.gz", _archive(data, job.folder / "output.tar.gz"))
-        except (storage.Missing, OSError) as error:
-            raise Failed(f"ClientError: Artifact upload failed: {error}") from error
 
     def _finish(self, job: TrainingJob, status: str, secondary: str, failure: str | None = None) -> None:
         with self._change:
@@ -729,28 +625,9 @@ class TrainingJobs:
         return self._cloud.clock.now()
 
 
-class TrainingOperations:
-    """The training jobs' part of the SageMaker API."""
-
-    params: Any
-    region: str
-
-    def create_training_job(self) -> ActionResult:
-        return ActionResult({"TrainingJobArn": clouds.current().jobs.create(self.region, self.params)})
-
-    def describe_training_job(self) -> ActionResult:
-        return ActionResult(clouds.current().jobs.describe(self.region, self.params["TrainingJobName"]))
-
-    def list_training_jobs(self) -> ActionResult:
-        return ActionResult(clouds.current().jobs.list(self.region, self.params))
-
-    def stop_training_job(self) -> ActionResult:
-        clouds.current().jobs.stop(self.region, self.params["TrainingJobName"])
-        return EmptyResult()
-
-    def delete_training_job(self) -> ActionResult:
-        clouds.current().jobs.delete(self.region, self.params["TrainingJobName"])
-        return EmptyResult()
+def _broken(pipes: Sequence[Pipe]) -> str:
+    """FailureReason of a job of which a channel does not flow; nothing if all do."""
+    return next((f"{UNREADABLE.format(pipe.channel)}: {pipe.problem}" for pipe in pipes if pipe.problem), "")
 
 
 def _command(job: TrainingJob, python: str) -> list[str]:
@@ -760,48 +637,8 @@ def _command(job: TrainingJob, python: str) -> list[str]:
     return [python, "-P", "-m", "windlass.runtime.training"]
 
 
-def _named(given: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    return next(channel for channel in given if channel["ChannelName"] == name)
-
-
-def _with_channel(hosts: Sequence[Host], channel: Mapping[str, Any]) -> list[Host]:
-    """The hosts that get a channel: those of its instance groups, or all."""
-    wanted = channels.source(channel).get("InstanceGroupNames")
-    return [host for host in hosts if not wanted or host.group in wanted]
-
-
-def _archive(folder: Path, path: Path) -> Path:
-    """A tar.gz of a folder's content. Level 1: weights hardly compress, and the wait is the user's."""
-    with tarfile.open(path, "w:gz", compresslevel=1) as tar:
-        for item in sorted(folder.iterdir()):
-            tar.add(item, arcname=item.name)
-    return path
-
-
-def _merged(folders: Sequence[Path], into: Path) -> Path:
-    """What all hosts left, in one folder. Where several left a file of one name, the first host's stays."""
-    if len(folders) == 1:
-        return folders[0]
-
-    def link(source: str, target: str) -> None:
-        Path(target).unlink(missing_ok=True)
-        os.link(source, target, follow_symlinks=False)
-
-    for folder in reversed(folders):
-        shutil.copytree(folder, into, symlinks=True, copy_function=link, dirs_exist_ok=True)
-    return into
-
-
 def _later(seconds: float, do: Callable[[], None]) -> threading.Timer:
     timer = threading.Timer(seconds, do)
     timer.daemon = True
     timer.start()
     return timer
-
-
-def _decoded(value: str) -> str:
-    """SDKs encode hyperparameters as JSON, people do not."""
-    try:
-        return str(json.loads(value))
-    except ValueError:
-        return value

@@ -3,7 +3,7 @@
     job.description()       # DescribeTrainingJob's answer
     job.record()            # what outlives a restart
 
-What runs it is in `jobs.py`.
+What runs it is in `training.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from windlass.local import cloud as clouds
 from windlass.local.jobs import cluster, training_request
 from windlass.local.jobs.cluster import Host
+from windlass.local.jobs.containers import s3_uri
 from windlass.local.jobs.lifecycle import TERMINAL, when
 
 SAVED = (
@@ -34,6 +35,7 @@ SAVED = (
     "trained",
     "exceeded",
     "metrics",
+    "retried",
 )
 ECHOED = (
     "TrainingJobName",
@@ -44,7 +46,6 @@ ECHOED = (
     "OutputDataConfig",
     "ResourceConfig",
     "VpcConfig",
-    "StoppingCondition",
     "CheckpointConfig",
     "DebugHookConfig",
     "DebugRuleConfigurations",
@@ -65,6 +66,7 @@ class TrainingJob:
     Attributes:
         folder: holds one folder for each host, which is its ``/opt/ml``.
         trained: seconds that its hosts have been busy, over all interruptions.
+        retried: how often it has begun again after an internal error.
         exceeded: which limit stopped it: a secondary status, or nothing.
         stopping: set by StopTrainingJob, and when its time is up.
         evicting: set when its spot instances are taken away.
@@ -88,6 +90,7 @@ class TrainingJob:
     trained: float = 0.0
     failure: str | None = None
     exceeded: str = ""
+    retried: int = 0
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     stopping: threading.Event = field(default_factory=threading.Event)
     evicting: threading.Event = field(default_factory=threading.Event)
@@ -131,6 +134,12 @@ class TrainingJob:
         return bool(self.request.get("EnableManagedSpotTraining"))
 
     @property
+    def may_retry(self) -> bool:
+        """Whether its RetryStrategy lets it begin once more after an internal error."""
+        strategy = self.request.get("RetryStrategy") or {}
+        return self.status == "InProgress" and self.retried < int(strategy.get("MaximumRetryAttempts", 0))
+
+    @property
     def runtime_limit(self) -> float:
         """MaxRuntimeInSeconds."""
         condition = self.request.get("StoppingCondition") or {}
@@ -144,7 +153,12 @@ class TrainingJob:
     @property
     def output(self) -> str:
         """Where its results go: ``<S3OutputPath>/<job>/output``."""
-        return f"{self.request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{self.name}/output"
+        return f"{s3_uri(self.request['OutputDataConfig']['S3OutputPath']).rstrip('/')}/{self.name}/output"
+
+    @property
+    def output_key(self) -> str | None:
+        """The KMS key that encrypts them."""
+        return self.request["OutputDataConfig"].get("KmsKeyId") or None
 
     @property
     def artifact(self) -> str:
@@ -174,6 +188,10 @@ class TrainingJob:
             "InputDataConfig": [
                 {"CompressionType": "None", "RecordWrapperType": "None", **channel} for channel in self.channels
             ],
+            "StoppingCondition": {
+                "MaxRuntimeInSeconds": training_request.DEFAULT_RUNTIME_SECONDS,
+                **(self.request.get("StoppingCondition") or {}),
+            },
             "EnableNetworkIsolation": False,
             "EnableInterContainerTrafficEncryption": bool(self.request.get("EnableInterContainerTrafficEncryption")),
             "EnableManagedSpotTraining": self.spot,

@@ -1,19 +1,19 @@
 """What CreateTrainingJob refuses beyond the constraints of the service model, in AWS's words where they are known.
 
-    check(request)      # raises Fault
+    check("us-east-1", request)      # raises Fault
 
 Whatever changes what a job does and is not done here is refused by name: to accept it would be a false success.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from windlass.local import storage
+from windlass.local.encryption import require_key
 from windlass.local.faults import Fault, not_here
-from windlass.local.jobs import channels, cluster, containers
+from windlass.local.jobs import channels, cluster, containers, metric_definitions
 
 UNSUPPORTED = (
     "EnableNetworkIsolation",
@@ -21,7 +21,19 @@ UNSUPPORTED = (
     "ServerlessJobConfig",
     "MlflowConfig",
     "ModelPackageConfig",
+    "DebugRuleConfigurations",
+    "ProfilerRuleConfigurations",
+    "RemoteDebugConfig.EnableRemoteDebug",
+    "SessionChainingConfig.EnableSessionTagChaining",
+    "AlgorithmSpecification.AlgorithmName",
+    "ResourceConfig.TrainingPlanArn",
+    "ResourceConfig.InstancePreferences",
+    "ResourceConfig.InstancePlacementConfig.EnableMultipleJobs",
+    "StoppingCondition.MaxPendingTimeInSeconds",
 )
+LARGEST_VOLUME_GB = 16_384
+"""The largest volume that EBS has."""
+
 DEFAULT_RUNTIME_SECONDS = 86_400
 """MaxRuntimeInSeconds when it is not given."""
 
@@ -29,12 +41,15 @@ LONGEST_RUNTIME_SECONDS = 28 * 86_400
 """The API reference of StoppingCondition."""
 
 
-def check(request: Mapping[str, Any]) -> None:
+def check(region: str, request: Mapping[str, Any]) -> None:
     """Raise the Fault that AWS would, or say what the local cloud does not implement."""
     for member in UNSUPPORTED:
-        if request.get(member):
+        if _member(request, member):
             raise not_here(member)
+    check_experiment(request)
     _check_resources(request["ResourceConfig"])
+    for member in ("OutputDataConfig.KmsKeyId", "ResourceConfig.VolumeKmsKeyId"):
+        require_key(region, _member(request, member), member)
     _check_algorithm(request)
     _check_stopping(request)
     _check_checkpoints(request.get("CheckpointConfig"))
@@ -44,7 +59,7 @@ def check(request: Mapping[str, Any]) -> None:
     for channel in request.get("InputDataConfig") or []:
         _check_channel(channel, request)
     target = request["OutputDataConfig"]["S3OutputPath"]
-    if not target.startswith("s3://") or not storage.bucket_exists(target):
+    if not storage.bucket_exists(containers.s3_uri(target)):
         raise Fault("ValidationException", f"The S3 bucket of OutputDataConfig.S3OutputPath '{target}' does not exist.")
 
 
@@ -60,24 +75,40 @@ def _check_resources(resources: Mapping[str, Any]) -> None:
             raise Fault("ValidationException", f"ResourceConfig.InstanceGroups must have unique names, not {names}.")
     elif not resources.get("InstanceType"):
         raise Fault("ValidationException", "ResourceConfig.InstanceType must be given.")
+    elif "InstanceCount" not in resources:
+        raise Fault("ValidationException", "ResourceConfig.InstanceCount must be given.")
+    if cluster.volume_gib(resources) > LARGEST_VOLUME_GB:
+        raise Fault(
+            "ValidationException",
+            f"Invalid ResourceConfig.VolumeSizeInGB {resources['VolumeSizeInGB']}. It cannot exceed {LARGEST_VOLUME_GB}.",
+        )
     wanted: dict[str, int] = {}
     for _, kind, count in cluster.groups(resources):
         wanted[kind] = wanted.get(kind, 0) + count
     if sum(wanted.values()) < 1:
         raise Fault("ValidationException", "ResourceConfig must ask for at least one instance.")
-    if sum(wanted.values()) > cluster.MOST_HOSTS:
-        kind = max(wanted, key=lambda kind: wanted[kind])
-        raise Fault(
-            "ResourceLimitExceeded",
-            f"The account-level service limit '{kind} for training job usage' is {cluster.MOST_HOSTS} Instances, with current"
-            f" utilization of 0 Instances and a request delta of {wanted[kind]} Instances. The local cloud starts as many"
-            " processes on this machine.",
-        )
+    kind = max(wanted, key=lambda kind: wanted[kind])
+    cluster.check_limit(sum(wanted.values()), kind, "training job")
+
+
+def check_experiment(request: Mapping[str, Any]) -> None:
+    """Refuse a job of an experiment, which the local cloud does not keep."""
+    for member in ("ExperimentName", "TrialName", "RunName"):
+        if _member(request, f"ExperimentConfig.{member}"):
+            raise not_here(f"experiments, which ExperimentConfig.{member} refers to")
+
+
+def _member(request: Mapping[str, Any], path: str) -> Any:
+    """What stands at ``A.B`` of a request; None when nothing does."""
+    found: Any = request
+    for name in path.split("."):
+        found = (found or {}).get(name)
+    return found
 
 
 def _check_algorithm(request: Mapping[str, Any]) -> None:
     algorithm = request["AlgorithmSpecification"]
-    if bool(algorithm.get("TrainingImage")) == bool(algorithm.get("AlgorithmName")):
+    if not algorithm.get("TrainingImage"):
         raise Fault("ValidationException", "Exactly one of TrainingImage and AlgorithmName must be given.")
     program = (request.get("HyperParameters") or {}).get("sagemaker_program")
     if not algorithm.get("ContainerEntrypoint") and not program:
@@ -86,19 +117,7 @@ def _check_algorithm(request: Mapping[str, Any]) -> None:
             "The local cloud runs scripts, not what an image starts by itself: give the hyperparameters sagemaker_program"
             " and sagemaker_submit_directory, or AlgorithmSpecification.ContainerEntrypoint.",
         )
-    for definition in algorithm.get("MetricDefinitions") or []:
-        try:
-            groups = re.compile(definition["Regex"]).groups
-        except re.error as error:
-            raise Fault(
-                "ValidationException",
-                f"Invalid regex '{definition['Regex']}' of metric '{definition['Name']}': {error}",
-            ) from error
-        if not groups:
-            raise Fault(
-                "ValidationException",
-                f"The regex '{definition['Regex']}' of metric '{definition['Name']}' has no group to capture its value.",
-            )
+    metric_definitions.check(algorithm.get("MetricDefinitions") or [])
 
 
 def _check_stopping(request: Mapping[str, Any]) -> None:

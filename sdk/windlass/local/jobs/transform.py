@@ -24,14 +24,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from moto.core.responses import ActionResult, EmptyResult
-
-from windlass.local import cloud as clouds
 from windlass.local import storage
 from windlass.local.cloudwatch.logs import LogStream
+from windlass.local.encryption import require_key
 from windlass.local.faults import Fault, not_here
 from windlass.local.hosting.instance import STOP_GRACE_SECONDS, FleetFailed, Instance, Reply, Unanswered, VariantSpec
-from windlass.local.jobs import containers, s3data
+from windlass.local.jobs import cluster, containers, s3data, training_request
 from windlass.local.jobs.containers import s3_uri
 from windlass.local.jobs.environments import Environments
 from windlass.local.jobs.lifecycle import Failed, Job, Jobs, Stopped, when
@@ -121,15 +119,7 @@ class TransformJobs(Jobs[TransformJob]):
             }
 
     def summary(self, job: TransformJob) -> dict[str, Any]:
-        return {
-            "TransformJobName": job.name,
-            "TransformJobArn": job.arn,
-            "CreationTime": when(job.created),
-            "TransformEndTime": when(job.ended),
-            "LastModifiedTime": when(job.modified),
-            "TransformJobStatus": job.status,
-            "FailureReason": job.failure,
-        }
+        return {**super().summary(job), "FailureReason": job.failure}
 
     # Validation beyond the constraints of the service model
 
@@ -141,6 +131,11 @@ class TransformJobs(Jobs[TransformJob]):
             raise not_here(f"TransformInput.DataSource.S3DataSource.S3DataType {source['S3DataType']}")
         if given.get("SplitType", "None") not in ("None", "Line"):
             raise not_here(f"TransformInput.SplitType {given['SplitType']}")
+        training_request.check_experiment(request)
+        resources = request["TransformResources"]
+        cluster.check_limit(resources["InstanceCount"], resources["InstanceType"], "transform job")
+        require_key(region, resources.get("VolumeKmsKeyId"), "TransformResources.VolumeKmsKeyId")
+        require_key(region, target.get("KmsKeyId"), "TransformOutput.KmsKeyId")
         if request.get("DataCaptureConfig"):
             raise not_here("DataCaptureConfig of a transform job")
         payload = request.get("MaxPayloadInMB")
@@ -158,7 +153,7 @@ class TransformJobs(Jobs[TransformJob]):
                 "ValidationException",
                 f"The S3 bucket of TransformInput.DataSource.S3DataSource.S3Uri '{source['S3Uri']}' does not exist.",
             )
-        if not target["S3OutputPath"].startswith("s3://") or not storage.bucket_exists(target["S3OutputPath"]):
+        if not storage.bucket_exists(s3_uri(target["S3OutputPath"])):
             raise Fault(
                 "ValidationException",
                 f"The S3 bucket of TransformOutput.S3OutputPath '{target['S3OutputPath']}' does not exist.",
@@ -373,7 +368,8 @@ class TransformJobs(Jobs[TransformJob]):
         if job.stopping.is_set():
             return
         try:
-            storage.write(f"{target['S3OutputPath'].rstrip('/')}/{each.name}.out", result)
+            uri = f"{s3_uri(target['S3OutputPath']).rstrip('/')}/{each.name}.out"
+            storage.write(uri, result, target.get("KmsKeyId") or None)
         except storage.Missing as error:
             raise _Refused(f"ClientError: Failed to upload the output: {error}") from error
 
@@ -400,27 +396,6 @@ class TransformJobs(Jobs[TransformJob]):
             if reply.status < 500:
                 break  # it would say the same again
         raise _Refused(problem)
-
-
-class TransformOperations:
-    """The transform jobs' part of the SageMaker API."""
-
-    params: Any
-    region: str
-
-    def create_transform_job(self) -> ActionResult:
-        return ActionResult({"TransformJobArn": clouds.current().transform.create(self.region, self.params)})
-
-    def describe_transform_job(self) -> ActionResult:
-        return ActionResult(clouds.current().transform.describe(self.region, self.params["TransformJobName"]))
-
-    def list_transform_jobs(self) -> ActionResult:
-        asked = {"SortOrder": "Descending", **self.params}
-        return ActionResult(clouds.current().transform.list(self.region, asked))
-
-    def stop_transform_job(self) -> ActionResult:
-        clouds.current().transform.stop(self.region, self.params["TransformJobName"])
-        return EmptyResult()
 
 
 def _processing(request: Mapping[str, Any]) -> Processing | None:

@@ -20,8 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moto.core.responses import ActionResult, EmptyResult
-
 from windlass.local import cloud as clouds
 from windlass.local import roles
 from windlass.local.faults import Fault, not_here
@@ -204,13 +202,8 @@ class TuningJobs(Jobs[TuningJob]):
 
     def summary(self, job: TuningJob) -> dict[str, Any]:
         return {
-            "HyperParameterTuningJobName": job.name,
-            "HyperParameterTuningJobArn": job.arn,
-            "HyperParameterTuningJobStatus": job.status,
+            **super().summary(job),
             "Strategy": job.config["Strategy"],
-            "CreationTime": when(job.created),
-            "HyperParameterTuningEndTime": when(job.ended),
-            "LastModifiedTime": when(job.modified),
             **_counters(self._family(job)),
             "ResourceLimits": dict(job.config["ResourceLimits"]),
         }
@@ -326,7 +319,7 @@ class TuningJobs(Jobs[TuningJob]):
                 f" {metrics}.",
             )
         values = dict.fromkeys((each.name for each in definition.ranges), "1")
-        training_request.check(_request(definition, "check", values, ""))
+        training_request.check(region, _request(definition, "check", values, ""))
 
     def _check_parents(self, region: str, request: Mapping[str, Any], definitions: list[Definition]) -> None:
         warm = request.get("WarmStartConfig")
@@ -488,34 +481,6 @@ class TuningJobs(Jobs[TuningJob]):
             self.cloud.jobs.stop(job.region, name)
         except Fault:
             return  # it has just ended by itself
-
-
-class TuningOperations:
-    """The tuning jobs' part of the SageMaker API."""
-
-    params: Any
-    region: str
-
-    def create_hyper_parameter_tuning_job(self) -> ActionResult:
-        return ActionResult({"HyperParameterTuningJobArn": clouds.current().tuning.create(self.region, self.params)})
-
-    def describe_hyper_parameter_tuning_job(self) -> ActionResult:
-        name = self.params["HyperParameterTuningJobName"]
-        return ActionResult(clouds.current().tuning.describe(self.region, name))
-
-    def list_hyper_parameter_tuning_jobs(self) -> ActionResult:
-        return ActionResult(clouds.current().tuning.list(self.region, {"SortBy": "Name", **self.params}))
-
-    def list_training_jobs_for_hyper_parameter_tuning_job(self) -> ActionResult:
-        return ActionResult(clouds.current().tuning.list_children(self.region, self.params))
-
-    def stop_hyper_parameter_tuning_job(self) -> ActionResult:
-        clouds.current().tuning.stop(self.region, self.params["HyperParameterTuningJobName"])
-        return EmptyResult()
-
-    def delete_hyper_parameter_tuning_job(self) -> ActionResult:
-        clouds.current().tuning.delete(self.region, self.params["HyperParameterTuningJobName"])
-        return EmptyResult()
 
 
 def _definitions(request: Mapping[str, Any]) -> list[Definition]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_programs_run_in_the_uppermost_layer(layers: Environments, tmp_path: Pat
     layer = layers.layer(asked, say=lambda line: None)
     assert layer
     own = tmp_path / "a folder with spaces"
-    environments.overlay(own, [layer])
+    layers.overlay(own, [layer])
     variables = environments.variables([own, layer], {"PATH": os.environ["PATH"]})
 
     def run(*command: str) -> str:
@@ -160,6 +161,20 @@ def test_programs_run_in_the_uppermost_layer(layers: Environments, tmp_path: Pat
     thing = wheel(asked.parent, "own_thing", "1.0")
     run("pip", "install", "--quiet", "--no-index", str(thing))
     assert run("python", "-c", "import own_thing, layered_thing; print(own_thing.__file__)").startswith(str(own))
+
+
+def test_environments_made_at_once_share_one_folder_of_programs(layers: Environments, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as together:
+        made = list(together.map(lambda n: tmp_path / f"env-{n}", range(8)))
+        list(together.map(lambda folder: layers.overlay(folder, []), made))
+
+    assert {(folder / "programs").resolve() for folder in made} == set((tmp_path / "cache").iterdir())
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    for folder in made[:2]:
+        said = subprocess.run(
+            [folder / "programs" / "pip", "config", "debug"], capture_output=True, text=True, check=True
+        )
+        assert f"{folder}/pip.conf" in said.stdout
 
 
 def test_without_layers_it_is_this_interpreter() -> None:

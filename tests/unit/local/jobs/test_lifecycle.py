@@ -10,21 +10,12 @@ from typing import Any
 import pytest
 
 from tests.unit.local.manual_clock import ManualClock
+from tests.unit.local.remembered_events import RememberedEvents
 from windlass.local.database import Database
 from windlass.local.faults import Fault
 from windlass.local.jobs.lifecycle import Failed, Job, Jobs, Stopped, algorithm_error, when
 
 REGION = "us-east-1"
-
-
-class Events:
-    """An event bus that remembers what it is given."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, Any]] = []
-
-    def put(self, region: str, event: dict[str, Any]) -> None:
-        self.seen.append(event)
 
 
 class SmallCloud:
@@ -33,7 +24,7 @@ class SmallCloud:
     def __init__(self, state: Path) -> None:
         self.state = state
         self.clock = ManualClock()
-        self.events = Events()
+        self.events = RememberedEvents()
         self.tags: dict[str, dict[str, str]] = {}
         self.database = Database(state / "state.sqlite")
 

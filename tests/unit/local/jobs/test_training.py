@@ -18,6 +18,7 @@ from moto.s3.models import s3_backends
 
 from tests.unit.local.identity import IDENTITY, living
 from tests.unit.local.jobs.test_environments import wheel
+from tests.unit.local.remembered_events import RememberedEvents
 from windlass.local import storage
 from windlass.local.clock import SystemClock
 from windlass.local.cloud import ACCOUNT
@@ -43,17 +44,6 @@ class Metrics:
         self.points.append((namespace, name, dict(dimensions), value))
 
 
-class Events:
-    """An event bus that remembers what it is given."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-
-    def put(self, region: str, event: dict[str, Any]) -> str:
-        self.events.append(event)
-        return "id"
-
-
 class SmallCloud:
     """As much of a cloud as training needs."""
 
@@ -64,7 +54,7 @@ class SmallCloud:
         self.database = Database(state / "state.sqlite")
         self.metrics = Metrics()
         self.tags: dict[str, dict[str, str]] = {}
-        self.events = Events()
+        self.events = RememberedEvents()
 
     def process_environment(self, region: str, role_arn: str | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
@@ -179,6 +169,21 @@ def test_metrics_are_the_last_finite_number_that_the_regex_captures(training: Tr
         ("/aws/sagemaker/TrainingJobs", "loss", dimensions, 2.0),
         ("/aws/sagemaker/TrainingJobs", "acc", dimensions, 0.5),
     ]
+
+
+def test_a_regex_that_would_backtrack_for_ever_is_given_up_and_the_job_says_so(training: TrainingJobs) -> None:
+    endless = {"Name": "endless", "Regex": "(a|aa)+$ loss: ([0-9.]+)"}
+    definitions = [endless, {"Name": "acc", "Regex": "acc=(.*)"}]
+    script = "print('a' * 100 + '!'); print('a' * 200 + '!'); print('acc=0.5')"
+
+    training.create(REGION, request("endless", script, algorithm={"MetricDefinitions": definitions}))
+    assert training.wait(REGION, "endless", 20) == "Completed"
+
+    final = training.describe(REGION, "endless")["FinalMetricDataList"]
+    assert {metric["MetricName"]: metric["Value"] for metric in final} == {"acc": 0.5}
+    said = [line for line in logged("endless") if "given up" in line]
+    assert len(said) == 1
+    assert endless["Regex"] in said[0]
 
 
 def test_data_that_vanishes_before_the_download_fails_the_job(training: TrainingJobs) -> None:
@@ -379,3 +384,69 @@ def test_each_job_has_a_port_of_its_own_to_meet_at(cloud: SmallCloud) -> None:
 
     assert logged("one") != logged("two")
     training.close()
+
+
+def fail_inside(cloud: SmallCloud, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The next starts of a process fail as a fault of the cloud itself would."""
+    real, left = cloud.keeper.start, [None] * times
+
+    def start(*args: Any, **named: Any) -> Any:
+        if left:
+            left.pop()
+            raise RuntimeError("the cloud is broken")
+        return real(*args, **named)
+
+    monkeypatch.setattr(cloud.keeper, "start", start)
+
+
+@pytest.mark.parametrize(("faults", "status"), [(2, "Completed"), (3, "Failed")])
+def test_a_job_begins_again_after_internal_errors_as_often_as_its_retry_strategy_allows(
+    training: TrainingJobs, cloud: SmallCloud, monkeypatch: pytest.MonkeyPatch, faults: int, status: str
+) -> None:
+    fail_inside(cloud, monkeypatch, faults)
+
+    training.create(REGION, request("retried", "print('ran')", RetryStrategy={"MaximumRetryAttempts": 2}))
+
+    assert training.wait(REGION, "retried", 20) == status
+    told = training.describe(REGION, "retried")
+    assert [each["Status"] for each in told["SecondaryStatusTransitions"]].count("Restarting") == 2
+    assert logged("retried") == (["ran"] if status == "Completed" else [])
+    assert (told["FailureReason"] or "").startswith("InternalServerError" if status == "Failed" else "")
+
+
+def test_a_script_that_fails_is_not_tried_again(training: TrainingJobs) -> None:
+    training.create(REGION, request("once", "print('ran'); 1 / 0", RetryStrategy={"MaximumRetryAttempts": 2}))
+
+    assert training.wait(REGION, "once", 20) == "Failed"
+    assert logged("once").count("ran") == 1
+
+
+def test_a_job_with_a_retry_strategy_outlives_its_server(cloud: SmallCloud, tmp_path: Path) -> None:
+    marker = tmp_path / "second-server"
+    script = (
+        "import pathlib, time\nprint('ready', flush=True)\n"
+        f"while not pathlib.Path({str(marker)!r}).exists(): time.sleep(0.01)\n"
+    )
+    earlier = TrainingJobs(cloud, slots=2)  # type: ignore[arg-type]
+    earlier.create(REGION, request("outlives", script, RetryStrategy={"MaximumRetryAttempts": 1}))
+    earlier.create(REGION, request("does-not", script))
+    until(lambda: "ready" in logged("outlives") and "ready" in logged("does-not"))
+    earlier.close()
+    marker.touch()
+
+    later = TrainingJobs(cloud, slots=2)  # type: ignore[arg-type]
+    later.restore()
+    later.resume()
+
+    assert later.wait(REGION, "outlives", 20) == "Completed"
+    assert later.wait(REGION, "does-not", 20) == "Failed"
+    statuses = [each["Status"] for each in later.describe(REGION, "outlives")["SecondaryStatusTransitions"]]
+    assert statuses[statuses.index("Restarting") :] == [
+        "Restarting",
+        "Starting",
+        "Downloading",
+        "Training",
+        "Uploading",
+        "Completed",
+    ]
+    later.close()
