@@ -11,10 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 
+import windlass as wl
+from benchmarks.wire import Wire
+from tests.cloud.shop import Shop
 from tests.conformance.shapes import watch
 from windlass import foundation as foundations
 from windlass.local import LocalCloud
@@ -136,3 +140,34 @@ def foundation(rig: Rig, contract: foundations.Contract) -> Iterator[foundations
     """A deployed foundation, with the SDK of this process pointed at it."""
     with sdk_on(rig):
         yield contract
+
+
+@pytest.fixture(scope="session")
+def open_shop(rig: Rig, contract: foundations.Contract, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    with sdk_on(rig):
+        shop = Shop(rig, tmp_path_factory.mktemp("shop"))
+        shop.run = shop.trained()
+        shop.version = wl.register(shop.run, "good", approve=True)
+        shop.pending = wl.register(shop.run, "good")
+        shop.endpoint = wl.deploy(shop.version, "live")
+    yield shop
+    with sdk_on(rig):
+        shop.endpoint.delete()
+
+
+@pytest.fixture(scope="module")
+def shop(open_shop: Shop, foundation: foundations.Contract) -> Shop:
+    """``good/1`` is approved and serves ``live``; ``good/2`` is not approved."""
+    return open_shop
+
+
+@pytest.fixture
+def wire(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    """The SDK speaks to the rig through a wire that counts."""
+    address = urlsplit(rig.env["AWS_ENDPOINT_URL"])
+    with Wire(str(address.hostname), address.port or 80) as wire:
+        for name, value in rig.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        yield wire

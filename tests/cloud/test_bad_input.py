@@ -7,12 +7,9 @@ import json
 import os
 import re
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import boto3
@@ -20,6 +17,7 @@ import pytest
 
 import windlass as wl
 from tests.cloud.conftest import Rig
+from tests.cloud.shop import GOOD_SCRIPT, INFERENCE, Shop
 from windlass import cli
 from windlass import foundation as foundations
 from windlass.errors import (
@@ -38,110 +36,16 @@ from windlass.errors import (
     WindlassError,
 )
 from windlass.foundation import CONTRACT_VERSION, Contract
-from windlass.plans import HISTORY_TAG
 
-GOOD_SCRIPT = """
-import os, pathlib, sys
-pathlib.Path(os.environ["SM_MODEL_DIR"], "weights.txt").write_text(" ".join(sys.argv[1:]))
-"""
-INFERENCE = """
-import json
-def model_fn(model_dir):
-    return "a model"
-def input_fn(body, content_type):
-    return json.loads(body)
-def predict_fn(data, model):
-    if data == "raise":
-        raise ValueError("three channels expected")
-    return {"label": 7}
-def output_fn(prediction, accept):
-    if accept == "application/x-npy":
-        return b"\\x93NUMPY", accept
-    return json.dumps(prediction), "application/json"
-"""
-EVALUATE = """
-import json, os, pathlib
-assert list(pathlib.Path(os.environ["SM_CHANNEL_MODEL"]).iterdir())
-scores = {"multiclass_classification_metrics": {"accuracy": {"value": 0.5}}}
-pathlib.Path(os.environ["SM_OUTPUT_DATA_DIR"], "evaluation.json").write_text(json.dumps(scores))
-print("test:accuracy=0.5")
-"""
+NOBODY = "arn:aws:iam::123456789012:role/nobody"
 
 
-@dataclass
-class Shop:
-    """A project with a trained run, an approved and a pending version, and an endpoint that serves the former."""
-
-    rig: Rig
-    folder: Path
-    run: wl.Run = field(init=False)
-    version: wl.ModelVersion = field(init=False)
-    pending: wl.ModelVersion = field(init=False)
-    endpoint: wl.Endpoint = field(init=False)
-
-    def script(self, text: str, inference: str = INFERENCE) -> Path:
-        """A training script, in a folder of its own with the code that serves its model."""
-        folder = self.folder / self.rig.unique("source")
-        folder.mkdir()
-        for name, body in (("train.py", text), ("inference.py", inference), ("evaluate.py", EVALUATE)):
-            (folder / name).write_text(body)
-        return folder / "train.py"
-
-    def trained(self, inference: str = INFERENCE, script: str = GOOD_SCRIPT) -> wl.Run:
-        return wl.train(self.script(script, inference))
-
-    def approved(self, inference: str = INFERENCE, *, archive: bool = False) -> wl.ModelVersion:
-        """A version of a model of its own."""
-        return wl.register(self.trained(inference), self.rig.unique("model"), approve=True, archive=archive)
-
-    def spoil(self, uri: str) -> None:
-        """Write over an archive."""
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        self.rig.client("s3").put_object(Bucket=bucket, Key=key, Body=b"this is no archive")
-
-    def remove(self, uri: str) -> None:
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        self.rig.client("s3").delete_object(Bucket=bucket, Key=key)
-
-    def inventory(self) -> set[str]:
-        """Names of all that can be made half."""
-        sagemaker = self.rig.client("sagemaker")
-        listings = [
-            (sagemaker, "list_endpoints", "Endpoints", "EndpointName"),
-            (sagemaker, "list_endpoint_configs", "EndpointConfigs", "EndpointConfigName"),
-            (sagemaker, "list_models", "Models", "ModelName"),
-            (sagemaker, "list_training_jobs", "TrainingJobSummaries", "TrainingJobName"),
-            (sagemaker, "list_model_package_groups", "ModelPackageGroupSummaryList", "ModelPackageGroupName"),
-            (self.rig.client("cloudwatch"), "describe_alarms", "MetricAlarms", "AlarmName"),
-        ]
-        return {
-            item[name]
-            for client, operation, key, name in listings
-            for page in client.get_paginator(operation).paginate()
-            for item in page[key]
-        }
-
-    def judged(self, **options: Any) -> Any:
-        """What :func:`monitor.quality` says once the predictions have been captured."""
-        deadline = time.monotonic() + 20
-        while not (found := wl.monitor.quality(self.endpoint, **options)):
-            assert time.monotonic() < deadline, "nothing was captured"
-        return found
-
-
-@pytest.fixture(scope="module")
-def shop(rig: Rig, foundation: Contract, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+@pytest.fixture(scope="module", autouse=True)
+def projects_that_lack_something(rig: Rig, foundation: Contract) -> None:
     whole = {**dataclasses.asdict(foundation), "version": CONTRACT_VERSION}
     for project, lacks in (("gone", {"bucket": "a-bucket-that-is-gone"}), ("roleless", {"role_arn": NOBODY})):
         value = json.dumps({**whole, **lacks})
         rig.client("ssm").put_parameter(Name=f"/windlass/{project}/contract", Value=value, Type="String")
-    shop = Shop(rig, tmp_path_factory.mktemp("shop"))
-    shop.run = shop.trained()
-    shop.version = wl.register(shop.run, "good", approve=True)
-    shop.pending = wl.register(shop.run, "good")
-    shop.endpoint = wl.deploy(shop.version, "live")
-    yield shop
-    shop.endpoint.delete()
 
 
 @dataclass(frozen=True)
@@ -193,7 +97,6 @@ def refused(kind: type[WindlassError], *says: str, cli: Sequence[object] = (), d
 
 
 GONE_BUCKET = "s3://no-such-bucket-here/data"
-NOBODY = "arn:aws:iam::123456789012:role/nobody"
 RAISES = """
 def step(batch):
     return 1 / batch
@@ -660,7 +563,7 @@ SERVE: dict[str, Row] = {
     ),
     "no request": telling(InvalidInput, "windlass predict", "--json-body or --file", argv=["predict", "live"]),
     "a request that is not there": telling(
-        InvalidInput, "nowhere.json does not exist", argv=["predict", "live", "--file", "nowhere.json"]
+        InvalidInput, "nowhere.json is not a file", argv=["predict", "live", "--file", "nowhere.json"]
     ),
     "an endpoint that is not there": no_endpoint("predict", "nobody", "--json-body", "1"),
     "labelling at an endpoint that is not there": no_endpoint("label", "nobody", "some-id", "7"),
@@ -801,129 +704,8 @@ def test_what_boto3_has_not_been_told_is_named(
         wl.Run.from_name("x")
 
 
-# -------------------------------------------------------------------------------------------------------- missing extras
-
-
-def without(packages: Sequence[str], code: str) -> subprocess.CompletedProcess[str]:
-    """That code in a Python that does not have those packages."""
-    absent = f"import sys; sys.modules.update(dict.fromkeys({list(packages)}))"
-    command = [sys.executable, "-W", "error", "-c", f"{absent}\n{code}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-
-
-EXTRAS = ["moto", "flask", "uvicorn", "httptools", "uvloop", "numpy", "torch", "safetensors", "sklearn", "aws_cdk"]
-
-
-@pytest.mark.parametrize("package", ["moto", "flask", "uvicorn"])
-def test_the_local_cloud_names_the_extra_that_is_missing(package: str) -> None:
-    ended = without([package], "from windlass.cli import main; sys.exit(main(['local', 'run', '--', 'true']))")
-
-    install = "Install it: pip install 'windlass[local]'."
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == f"error: The local cloud needs the package '{package}'. {install}\n"
-
-
-def test_the_model_server_names_the_extra_that_is_missing() -> None:
-    ended = without(["uvicorn"], "from windlass.runtime.server import main; sys.exit(main())")
-
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "needs the package 'uvicorn'. Install it: pip install 'windlass[serve]'." in ended.stderr
-
-
 def test_an_array_names_the_extra_that_is_missing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", None)
 
     with pytest.raises(MissingExtra, match=r"needs the package 'numpy'. Install it: pip install 'windlass\[serve\]'"):
         shop.endpoint.predict([1], accept="application/x-npy")
-
-
-def test_the_verbs_need_no_extra() -> None:
-    code = "import windlass as wl; [getattr(wl, name) for name in wl.__all__]; from windlass.cli.app import app"
-
-    ended = without(EXTRAS, code)
-
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-# -------------------------------------------------------------------------------------------------------------- dry runs
-
-
-@pytest.fixture
-def operations(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every operation that this process asks AWS for."""
-    asked: list[str] = []
-    session = boto3.session.Session()
-    session.events.register("before-call", lambda model, **_: asked.append(model.name))
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", session)
-    return asked
-
-
-def writes(operations: list[str]) -> list[str]:
-    return [name for name in operations if not name.startswith(("Describe", "Get", "List", "Head"))]
-
-
-PLANS: dict[str, Callable[[Shop], wl.Plan | wl.Endpoint]] = {
-    "train": lambda shop: wl.train(shop.script(GOOD_SCRIPT), {"train": shop.folder}, dry_run=True),
-    "evaluate": lambda shop: wl.evaluate(shop.run, {"test": shop.folder}, dry_run=True),
-    "register": lambda shop: wl.register(shop.run, "a-new-model", dry_run=True),
-    "deploy": lambda shop: wl.deploy(shop.version, "a-new-endpoint", slos=[wl.Slo.accuracy(0.9)], dry_run=True),
-    "queue": lambda shop: wl.deploy(shop.version, "a-new-endpoint", async_output="s3://answers/here", dry_run=True),
-    "update": lambda shop: wl.deploy(shop.version, "live", dry_run=True),
-    "rollback": lambda shop: with_a_past(shop).rollback(dry_run=True),
-}
-
-
-def with_a_past(shop: Shop) -> wl.Endpoint:
-    """The endpoint, with a config to go back to."""
-    tag = {"Key": HISTORY_TAG, "Value": "live-v0-20260102-030405-678"}
-    shop.rig.client("sagemaker").add_tags(ResourceArn=shop.endpoint.arn, Tags=[tag])
-    return shop.endpoint.refresh()
-
-
-@pytest.mark.parametrize("verb", PLANS)
-def test_a_plan_writes_nothing(verb: str, shop: Shop, operations: list[str]) -> None:
-    plan = PLANS[verb](shop)
-
-    assert isinstance(plan, wl.Plan)
-    assert plan.requests
-    assert operations
-    assert writes(operations) == []
-
-
-COMMANDS: dict[str, Callable[[Shop], Sequence[object]]] = {
-    "train": lambda shop: ["train", shop.script(GOOD_SCRIPT), "--data", f"train={shop.folder}"],
-    "evaluate": lambda shop: ["evaluate", shop.run.name, "--data", f"test={shop.folder}"],
-    "register": lambda shop: ["register", shop.run.name, "--model", "a-new-model"],
-    "deploy": lambda shop: ["deploy", "good/1", "--endpoint", "a-new-endpoint", "--slo", "accuracy=0.9"],
-    "queue": lambda shop: ["deploy", "good/1", "--endpoint", "a-new-endpoint", "--async-output", "s3://answers/here"],
-    "rollback": lambda shop: ["rollback", with_a_past(shop).name],
-}
-
-
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_the_plan_of_a_command_is_its_dry_run(
-    verb: str, shop: Shop, operations: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [str(word) for word in COMMANDS[verb](shop)]
-    del operations[:]
-
-    printed = []
-    for arguments in (["plan", *words], [*words, "--dry-run"]):
-        capsys.readouterr()
-        assert cli.main(arguments) == 0
-        out, err = capsys.readouterr()
-        assert err == "next: the same command without --dry-run (or without 'plan')\n"
-        # Names hold the time, and archives lie in folders of the moment.
-        printed.append(re.sub(r"\d{8}-\d{6}-\d{3}|upload \S+", "", out))
-
-    assert printed[0] == printed[1]
-    assert printed[0].startswith("Plan: ")
-    assert "IAM actions: " in printed[0]
-    assert operations
-    assert writes(operations) == []
-
-
-def test_what_is_not_a_plan_does_write(shop: Shop, operations: list[str]) -> None:
-    wl.train(shop.script(f"{GOOD_SCRIPT}# which has not been uploaded yet\n"))
-
-    assert writes(operations) == ["PutObject", "CreateTrainingJob"]

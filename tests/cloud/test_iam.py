@@ -462,6 +462,32 @@ def test_an_alarm_publishes_where_the_topic_and_its_key_let_it(aws: Enforcing) -
     assert "cloudwatch.amazonaws.com is not authorized to perform: SNS:Publish" in told
 
 
+def test_a_bucket_tells_a_queue_that_lets_it(aws: Enforcing) -> None:
+    s3, sqs = aws.client("s3"), aws.client("sqs")
+    queue = sqs.create_queue(QueueName="objects")["QueueUrl"]
+    queue_arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    s3.create_bucket(Bucket="tells")
+    telling = {
+        "Bucket": "tells",
+        "NotificationConfiguration": {
+            "QueueConfigurations": [{"QueueArn": queue_arn, "Events": ["s3:ObjectCreated:*"]}],
+        },
+    }
+    error = refused(s3.put_bucket_notification_configuration, **telling)
+    assert "s3.amazonaws.com is not authorized to perform: sqs:sendmessage" in message(error)
+    of_bucket = {"ArnLike": {"aws:SourceArn": "arn:aws:s3:::tells"}, "StringEquals": {"aws:SourceAccount": ACCOUNT}}
+    may_send = {
+        **allow("sqs:SendMessage", queue_arn, Condition=of_bucket),
+        "Principal": {"Service": "s3.amazonaws.com"},
+    }
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": document(may_send)})
+    s3.put_bucket_notification_configuration(**telling)
+    s3.put_object(Bucket="tells", Key="k", Body=b"x")
+    told = [sqs.receive_message(QueueUrl=queue, WaitTimeSeconds=10)["Messages"][0]["Body"] for _ in range(2)]
+    assert json.loads(told[0])["Event"] == "s3:TestEvent"
+    assert json.loads(told[1])["Records"][0]["s3"]["object"]["key"] == "k"
+
+
 def test_a_function_acts_as_its_role(aws: Enforcing) -> None:
     code = io.BytesIO()
     source = f"""

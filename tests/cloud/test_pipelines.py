@@ -448,6 +448,44 @@ def test_a_tuning_step_gives_its_best_job(site: Site) -> None:
     assert steps["Tune"]["Metadata"]["TuningJob"]["Arn"]
 
 
+def test_a_cached_step_takes_the_results_of_an_earlier_run_with_the_same_arguments(site: Site) -> None:
+    assert site.rig.cloud
+    ran = site.rig.cloud.state / site.rig.unique("ran")
+    script = (
+        "import json, pathlib, sys\n"
+        f"with open({str(ran)!r}, 'a') as log: log.write(sys.argv[2])\n"
+        "pathlib.Path(sys.argv[1], 'report.json').write_text(json.dumps({'word': sys.argv[2]}))\n"
+    )
+    report = {"PropertyFileName": "Report", "OutputName": "report", "FilePath": "report.json"}
+    word = {"Std:JsonGet": {"PropertyFile": get("Steps.Say.PropertyFiles.Report"), "Path": "word"}}
+    text = definition(
+        site.process(
+            "Say",
+            script,
+            "/opt/ml/processing/report",
+            get("Parameters.Word"),
+            outputs={"report": join(site.out, get("Parameters.Word"))},
+            PropertyFiles=[report],
+            CacheConfig={"Enabled": True, "ExpireAfter": "PT1H"},
+        ),
+        {"Name": "Repeat", "Type": "Fail", "Arguments": {"ErrorMessage": word}},
+        parameters=[{"Name": "Word", "Type": "String"}],
+    )
+    name = site.create(text)
+
+    first, again, third = (site.finish(site.start(name, Word=word)) for word in ("a", "a", "b"))
+
+    assert ran.read_text() == "ab"
+    told = [site.steps(each["PipelineExecutionArn"]) for each in (first, again, third)]
+    assert [each["Repeat"]["FailureReason"] for each in told] == ["a", "a", "b"]
+    assert [each["Say"].get("CacheHitResult") for each in told] == [
+        None,
+        {"SourcePipelineExecutionArn": first["PipelineExecutionArn"]},
+        None,
+    ]
+    assert told[1]["Say"]["Metadata"] == told[0]["Say"]["Metadata"]
+
+
 def test_an_operation_that_refuses_fails_the_step(site: Site) -> None:
     step = site.process("One", "print('hi')", outputs={"x": "s3://no-such-bucket-anywhere/x"})
 
@@ -466,6 +504,12 @@ def test_an_operation_that_refuses_fails_the_step(site: Site) -> None:
         (definition(), "at least one step"),
         (definition({**FAIL, "Type": "Lambda"}), "does not run steps of type 'Lambda'"),
         (definition(FAIL), "parameter 'Most', which does not exist"),
+        (definition({**FAIL, "CacheConfig": {"Enabled": True}}), "CacheConfig is for steps of type Training"),
+        (definition({**FAIL, "Wrong": 1}), "has unknown members ['Wrong']"),
+        (
+            definition(FAIL, parameters=[{"Name": "Most", "Type": "Float"} for _ in range(2)]),
+            "Parameter names must be unique",
+        ),
         (
             definition({"Name": "Train", "Type": "Training", "Arguments": {"Wrong": 1}}),
             "Unknown Argument member 'Wrong'.",

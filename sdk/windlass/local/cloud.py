@@ -113,6 +113,7 @@ class Cloud:
         self.tuning.restore()
         self.pipelines.restore()
         self.snapshot.start()
+        self.jobs.resume()
 
     def tag(self, arn: str, tags: dict[str, str] | None) -> None:
         """Replace the tags of a SageMaker resource; None: it is gone."""

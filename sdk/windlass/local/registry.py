@@ -223,6 +223,8 @@ class RegistryOperations:
 
     def list_model_package_groups(self) -> ActionResult:
         groups = [{name: group.get(name) for name in _GROUP_SUMMARY} for group in _registry().groups(self.region)]
+        if self.params.get("CrossAccountFilterOption") == "CrossAccount":
+            groups = []  # nobody shares any with the one account that there is
         page, token = select(groups, self.params, name="ModelPackageGroupName")
         return ActionResult({"ModelPackageGroupSummaryList": page, "NextToken": token})
 

@@ -1,7 +1,7 @@
-"""Where a SageMaker request goes: to our own operations, to moto's records, or to a clear refusal.
+"""Where a SageMaker request goes: to one of our own operations, or to a clear refusal.
 
-Of moto's SageMaker only what truly keeps what it is given is let through (``RECORDS``); its jobs and endpoints would be
-false successes. Whatever else AWS knows is answered as not implemented, by name.
+Of moto's SageMaker nothing is let through: its jobs and endpoints would be false successes. Whatever AWS knows and we do not is
+answered as not implemented, by name.
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ from windlass.local import roles, validation
 from windlass.local.faults import Fault
 from windlass.local.hosting.api import HostingOperations
 from windlass.local.iam.authorizer import Denied, acting_as, require_call
-from windlass.local.jobs.processing import ProcessingOperations
-from windlass.local.jobs.training import TrainingOperations
-from windlass.local.jobs.transform import TransformOperations
-from windlass.local.jobs.tuning import TuningOperations
-from windlass.local.pipelines.executions import PipelineOperations
+from windlass.local.jobs.api import ProcessingOperations, TrainingOperations, TransformOperations, TuningOperations
+from windlass.local.pipelines.api import PipelineOperations
 from windlass.local.registry import RegistryOperations
 
-RECORDS: frozenset[str] = frozenset()
-"""moto's operations that may answer as they are. Each was compared with AWS's documentation before it was added."""
+MOST_TAGS = 50
+"""Of one resource: the API reference of AddTags."""
 
 
 class TagOperations:
@@ -43,7 +40,12 @@ class TagOperations:
 
     def add_tags(self) -> ActionResult:
         arn = self.params["ResourceArn"]
+        _check_tags(self.params["Tags"])
         tags = _tags_of(arn) | {tag["Key"]: tag["Value"] for tag in self.params["Tags"]}
+        if len(tags) > MOST_TAGS:
+            raise Fault(
+                "ValidationException", f"A resource has at most {MOST_TAGS} tags: {arn} would have {len(tags)}."
+            )
         clouds.current().tag(arn, tags)
         return ActionResult({"Tags": _as_list(tags)})
 
@@ -88,7 +90,7 @@ class SageMakerResponse(*PARTS, MotoResponse):  # type: ignore[misc]
             for member in ("RoleArn", "ExecutionRoleArn"):
                 if role := self.params.get(member) or role:
                     roles.require_assumable(role)
-            _refuse_repeated_keys(self.params.get("Tags") or [])
+            _check_tags(self.params.get("Tags") or [])
         with acting_as(role):  # SageMaker looks at what a request names with the role that it is given
             answer = operation(self)
         result = answer.result if isinstance(answer.result, Mapping) else {}
@@ -114,7 +116,7 @@ def _operations(*parts: type) -> Iterator[str]:
         yield from (name for name in vars(part) if not name.startswith("_") and callable(getattr(part, name)))
 
 
-OPERATIONS = RECORDS | set(_operations(*PARTS))
+OPERATIONS = frozenset(_operations(*PARTS))
 
 for _name in OPERATIONS:
     # Bound late: each operation runs inside _checked.
@@ -169,10 +171,12 @@ def _as_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in tags.items()]
 
 
-def _refuse_repeated_keys(tags: list[dict[str, str]]) -> None:
+def _check_tags(tags: list[dict[str, str]]) -> None:
     keys = [tag["Key"] for tag in tags]
     if len(keys) != len(set(keys)):
         raise Fault("ValidationException", "Duplicate tag keys found. Please note that tag keys are case insensitive.")
+    if any(key.lower().startswith("aws:") for key in keys):
+        raise Fault("ValidationException", "aws: prefixed tag key names are not allowed for external use.")
 
 
 def _prune(value: Any) -> Any:

@@ -39,6 +39,7 @@ from windlass.local.cloudwatch import api as cloudwatch
 from windlass.local.faults import Fault
 from windlass.local.iam import authorizer
 from windlass.local.iam.authorizer import Denied, requested_by
+from windlass.local.refusals import Refusal, refused
 from windlass.local.storage import s3
 from windlass.local.storage.bodies import Body, Refused
 
@@ -64,7 +65,10 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
 
     @functools.cache  # noqa: B019 - lives as long as the process; moto lists its own folder for each request
     def get_backend_for_host(self, host: str | None) -> Any:
-        return super().get_backend_for_host(host)
+        backend = super().get_backend_for_host(host)
+        if backend is None and str(host).endswith("amazonaws.com"):
+            raise NotImplementedError(f"moto knows no service at {host}")
+        return backend
 
     def __init__(self, cloud: clouds.Cloud, stop: Callable[[], None]) -> None:
         super().__init__(_create_app)
@@ -89,7 +93,8 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
         except NotImplementedError as error:
             # moto's answer would be an HTML page with status 500, which botocore retries.
             log.info("Refused %s: %s", _operation(environ), error)
-            message = f"The local cloud does not implement {_operation(environ)}."
+            why = f": it {error}" if isinstance(error, Refusal) else ""
+            message = f"The local cloud does not implement {_operation(environ)}{why}."
             return _fault(environ, start_response, 400, NOT_IMPLEMENTED, message)
         except Exception as error:
             log.exception("%s %s (%s) failed", environ.get("REQUEST_METHOD"), path, _operation(environ))
@@ -105,6 +110,8 @@ class Application(DomainDispatcherApplication):  # type: ignore[misc]
         if path == "/moto-api/reset" and environ["REQUEST_METHOD"] == "POST":
             self.cloud.reset()
         service = _service(environ)
+        if why := refused(service, environ):
+            raise Refusal(why)
         if service == "s3":
             return s3.serve(super().__call__, environ, start_response)  # saves by itself
         answer: Iterable[bytes] = super().__call__(environ, start_response)
@@ -366,7 +373,7 @@ def _extend_late(service: str) -> None:
 
         scaling.register(clouds.current().scaling)
     if service == "cloudformation":
-        import windlass.local.cloudformation.stacks  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
+        import windlass.local.cloudformation.api  # noqa: F401 - replaces moto's; takes a second that few sessions need to spend
 
 
 def _extend_moto(cloud: clouds.Cloud) -> None:

@@ -6,6 +6,7 @@ is worse than no bucket.
 
 from __future__ import annotations
 
+import abc
 import io
 import json
 import zipfile
@@ -33,6 +34,10 @@ def _text(value: Any) -> str:
 
 def _tags(properties: Properties) -> list[dict[str, str]]:
     return [{"Key": tag["Key"], "Value": tag["Value"]} for tag in properties.get("Tags", [])]
+
+
+def _tag_map(properties: Properties) -> dict[str, str]:
+    return {tag["Key"]: tag["Value"] for tag in _tags(properties)}
 
 
 def _gone(old: Properties, new: Properties) -> list[str]:
@@ -145,9 +150,6 @@ class BucketPolicy(ResourceType):
     def create(self, services: Services, name: str, properties: Properties) -> Made:
         services.s3.put_bucket_policy(Bucket=properties["Bucket"], Policy=_policy(properties["PolicyDocument"]))
         return Made(properties["Bucket"])
-
-    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        return self.create(services, "", new)
 
     def delete(self, services: Services, made: Made, properties: Properties) -> None:
         services.s3.delete_bucket_policy(Bucket=made.physical_id)
@@ -445,11 +447,34 @@ class ModelPackageGroup(ResourceType):
         services.sagemaker.delete_model_package_group(ModelPackageGroupName=properties["ModelPackageGroupName"])
 
 
-class Alarm(ResourceType):
-    """The properties are PutMetricAlarm's own."""
+class _AnyAlarm(ResourceType):
+    """The properties are those of the service's own Put."""
 
-    type = "AWS::CloudWatch::Alarm"
     name_property = "AlarmName"
+    replaces = frozenset({"AlarmName"})
+
+    def create(self, services: Services, name: str, properties: Properties) -> Made:
+        alarm = properties.get("AlarmName", name)
+        self._put(services, {**properties, "AlarmName": alarm})
+        return Made(alarm, {"Arn": f"arn:aws:cloudwatch:{services.region}:{services.account}:alarm:{alarm}"})
+
+    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
+        made = self.create(services, made.physical_id, new)
+        if "Tags" in changed(old, new):  # a Put takes those of a new alarm only
+            if gone := _gone(old, new):
+                services.cloudwatch.untag_resource(ResourceARN=made.attributes["Arn"], TagKeys=gone)
+            services.cloudwatch.tag_resource(ResourceARN=made.attributes["Arn"], Tags=_tags(new))
+        return made
+
+    def delete(self, services: Services, made: Made, properties: Properties) -> None:
+        services.cloudwatch.delete_alarms(AlarmNames=[made.physical_id])
+
+    @abc.abstractmethod
+    def _put(self, services: Services, alarm: Properties) -> None: ...
+
+
+class Alarm(_AnyAlarm):
+    type = "AWS::CloudWatch::Alarm"
     honours = frozenset(
         {
             *("ActionsEnabled", "AlarmActions", "AlarmDescription", "AlarmName", "ComparisonOperator"),
@@ -458,7 +483,6 @@ class Alarm(ResourceType):
             *("Period", "Statistic", "Tags", "Threshold", "ThresholdMetricId", "TreatMissingData", "Unit"),
         }
     )
-    replaces = frozenset({"AlarmName"})
     _numbers: ClassVar[dict[str, Callable[[Any], Any]]] = {
         "DatapointsToAlarm": int,
         "EvaluationPeriods": int,
@@ -466,50 +490,23 @@ class Alarm(ResourceType):
         "Threshold": float,
     }
 
-    def create(self, services: Services, name: str, properties: Properties) -> Made:
-        alarm = properties.get("AlarmName", name)
-        values = {key: self._numbers.get(key, lambda value: value)(value) for key, value in properties.items()}
-        services.cloudwatch.put_metric_alarm(**values | {"AlarmName": alarm})
-        return Made(alarm, {"Arn": f"arn:aws:cloudwatch:{services.region}:{services.account}:alarm:{alarm}"})
-
-    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        return self.create(services, made.physical_id, new)
-
-    def delete(self, services: Services, made: Made, properties: Properties) -> None:
-        services.cloudwatch.delete_alarms(AlarmNames=[made.physical_id])
+    def _put(self, services: Services, alarm: Properties) -> None:
+        values = {key: self._numbers.get(key, lambda value: value)(value) for key, value in alarm.items()}
+        services.cloudwatch.put_metric_alarm(**values)
 
 
-class CompositeAlarm(ResourceType):
-    """The properties are PutCompositeAlarm's own."""
-
+class CompositeAlarm(_AnyAlarm):
     type = "AWS::CloudWatch::CompositeAlarm"
-    name_property = "AlarmName"
     honours = frozenset(
         {
             *("ActionsEnabled", "ActionsSuppressor", "ActionsSuppressorExtensionPeriod", "ActionsSuppressorWaitPeriod"),
-            *(
-                "AlarmActions",
-                "AlarmDescription",
-                "AlarmName",
-                "AlarmRule",
-                "InsufficientDataActions",
-                "OKActions",
-                "Tags",
-            ),
+            *("AlarmActions", "AlarmDescription", "AlarmName", "AlarmRule", "InsufficientDataActions", "OKActions"),
+            "Tags",
         }
     )
-    replaces = frozenset({"AlarmName"})
 
-    def create(self, services: Services, name: str, properties: Properties) -> Made:
-        alarm = properties.get("AlarmName", name)
-        services.cloudwatch.put_composite_alarm(**dict(properties) | {"AlarmName": alarm})
-        return Made(alarm, {"Arn": f"arn:aws:cloudwatch:{services.region}:{services.account}:alarm:{alarm}"})
-
-    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        return self.create(services, made.physical_id, new)
-
-    def delete(self, services: Services, made: Made, properties: Properties) -> None:
-        services.cloudwatch.delete_alarms(AlarmNames=[made.physical_id])
+    def _put(self, services: Services, alarm: Properties) -> None:
+        services.cloudwatch.put_composite_alarm(**alarm)
 
 
 class Dashboard(ResourceType):
@@ -522,9 +519,6 @@ class Dashboard(ResourceType):
         dashboard = properties.get("DashboardName", name)
         services.cloudwatch.put_dashboard(DashboardName=dashboard, DashboardBody=properties["DashboardBody"])
         return Made(dashboard)
-
-    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        return self.create(services, made.physical_id, new)
 
     def delete(self, services: Services, made: Made, properties: Properties) -> None:
         services.cloudwatch.delete_dashboards(DashboardNames=[made.physical_id])
@@ -551,7 +545,7 @@ class Queue(ResourceType):
 
     def create(self, services: Services, name: str, properties: Properties) -> Made:
         queue = properties.get("QueueName") or f"{name}{'.fifo' if properties.get('FifoQueue') else ''}"
-        tags = {tag["Key"]: tag["Value"] for tag in _tags(properties)}
+        tags = _tag_map(properties)
         url = services.sqs.create_queue(QueueName=queue, Attributes=self._given(properties), tags=tags)["QueueUrl"]
         arn = f"arn:aws:sqs:{services.region}:{services.account}:{queue}"
         return Made(url, {"Arn": arn, "QueueName": queue, "QueueUrl": url})
@@ -563,7 +557,7 @@ class Queue(ResourceType):
             services.sqs.set_queue_attributes(QueueUrl=made.physical_id, Attributes=given)
         if gone := _gone(old, new):
             services.sqs.untag_queue(QueueUrl=made.physical_id, TagKeys=gone)
-        if tags := {tag["Key"]: tag["Value"] for tag in _tags(new)}:
+        if tags := _tag_map(new):
             services.sqs.tag_queue(QueueUrl=made.physical_id, Tags=tags)
         return made
 
@@ -607,9 +601,6 @@ class ScalableTarget(ResourceType):
         services.application_autoscaling.register_scalable_target(**given)
         return Made("|".join(properties[key] for key in self._names))
 
-    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        return self.create(services, "", new)
-
     def delete(self, services: Services, made: Made, properties: Properties) -> None:
         services.application_autoscaling.deregister_scalable_target(**{key: properties[key] for key in self._names})
 
@@ -629,9 +620,6 @@ class ScalingPolicy(ResourceType):
         given = {key: value for key, value in properties.items() if key != "ScalingTargetId"} | self._target(properties)
         policy = services.application_autoscaling.put_scaling_policy(**_numbers(given))
         return Made(policy["PolicyARN"], {"Arn": policy["PolicyARN"]})
-
-    def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        return self.create(services, "", new)
 
     def delete(self, services: Services, made: Made, properties: Properties) -> None:
         name = {"PolicyName": properties["PolicyName"]}
@@ -713,7 +701,7 @@ class Function(ResourceType):
 
     def create(self, services: Services, name: str, properties: Properties) -> Made:
         function = properties.get("FunctionName", name)
-        tags = {tag["Key"]: tag["Value"] for tag in _tags(properties)}
+        tags = _tag_map(properties)
         arn = services.functions.create_function(
             FunctionName=function, Code=self._code(properties), Tags=tags, **self._given(properties)
         )["FunctionArn"]
@@ -726,6 +714,10 @@ class Function(ResourceType):
             functions.update_function_code(FunctionName=name, **self._code(new))
         if differs & self._own:
             functions.update_function_configuration(FunctionName=name, **self._given(new))
+        if "Tags" in differs:
+            if gone := _gone(old, new):
+                functions.untag_resource(Resource=made.attributes["Arn"], TagKeys=gone)
+            functions.tag_resource(Resource=made.attributes["Arn"], Tags=_tag_map(new))
         self._reserve(services, name, old, new)
         return made
 
@@ -774,10 +766,10 @@ class LogGroup(ResourceType):
 
     def create(self, services: Services, name: str, properties: Properties) -> Made:
         group = properties.get("LogGroupName", name)
-        tags = {tag["Key"]: tag["Value"] for tag in _tags(properties)}
+        tags = _tag_map(properties)
         services.logs.create_log_group(logGroupName=group, **({"tags": tags} if tags else {}))
         made = Made(group, {"Arn": f"arn:aws:logs:{services.region}:{services.account}:log-group:{group}:*"})
-        return self.update(services, made, {}, properties)
+        return self.update(services, made, {"Tags": properties.get("Tags")}, properties)
 
     def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
         if "RetentionInDays" in new:
@@ -786,6 +778,11 @@ class LogGroup(ResourceType):
             )
         elif "RetentionInDays" in old:
             services.logs.delete_retention_policy(logGroupName=made.physical_id)
+        if "Tags" in changed(old, new):
+            if gone := _gone(old, new):
+                services.logs.untag_log_group(logGroupName=made.physical_id, tags=gone)
+            if tags := _tag_map(new):
+                services.logs.tag_log_group(logGroupName=made.physical_id, tags=tags)
         return made
 
     def delete(self, services: Services, made: Made, properties: Properties) -> None:

@@ -10,6 +10,7 @@ through the same validation, and a part of the local cloud that replaces moto's 
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -98,7 +99,7 @@ def _client(service: str, url: str, region: str, credentials: tuple[str, str, st
     )
 
 
-class ResourceType:
+class ResourceType(abc.ABC):
     """One CloudFormation type.
 
     Attributes:
@@ -119,16 +120,17 @@ class ResourceType:
         if unknown:
             raise Refusal(f"The local cloud does not implement {', '.join(unknown)} of {self.type}")
 
+    @abc.abstractmethod
     def create(self, services: Services, name: str, properties: Properties) -> Made:
         """Make it. ``name`` is a fresh name for it, to be used if the properties hold none."""
-        raise NotImplementedError
 
     def update(self, services: Services, made: Made, old: Properties, new: Properties) -> Made:
-        """Change what is not in ``replaces``."""
-        raise NotImplementedError
+        """Change what is not in ``replaces``. By default once more by ``create``: many an API's Put is both."""
+        return self.create(services, made.physical_id, new)
 
+    @abc.abstractmethod
     def delete(self, services: Services, made: Made, properties: Properties) -> None:
-        raise NotImplementedError
+        """Delete it."""
 
 
 # ------------------------------------------------------------------------------------------------- types that moto has alone

@@ -1,8 +1,7 @@
-"""CloudFormation, with stacks that are true: what is CREATE_COMPLETE exists, and what failed is rolled back.
+"""CloudFormation stacks that are true: what is CREATE_COMPLETE exists, and what failed is rolled back.
 
 moto's own engine skips the types that it lacks under a CREATE_COMPLETE, drops properties, loses the outputs of change sets and
-knows no rollback. Its responses and stack sets are kept; stacks, change sets and events are ours. Importing this module before
-the first CloudFormation request is enough.
+knows no rollback.
 
 One operation on a stack goes: parse -> parameters -> order by dependency -> for each resource resolve, compare, and create,
 update or replace it (`resources`) -> remove what the template no longer has -> outputs. A failure undoes it all, backwards.
@@ -10,34 +9,20 @@ update or replace it (`resources`) -> remove what the template no longer has -> 
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from typing import Any
 
-import flask
 from botocore.exceptions import BotoCoreError, ClientError
 from moto.cloudformation import models as moto_models
 from moto.cloudformation import parsing as moto_parsing
-from moto.cloudformation.responses import CloudFormationResponse
-from moto.cloudformation.utils import generate_changeset_id, generate_stack_id
-from moto.core.responses import ActionResult, EmptyResult
+from moto.cloudformation.utils import generate_stack_id
 
-from windlass.local import roles
 from windlass.local.cloudformation.resource_types import kind_of
-from windlass.local.cloudformation.resources import ADMINISTRATOR, Made, Refusal, ResourceType, Services
+from windlass.local.cloudformation.resources import Made, Refusal, ResourceType, Services
 from windlass.local.cloudformation.templates import Scope, Template, invalid
 from windlass.local.faults import Fault
-from windlass.local.iam import authorizer, principals
-
-_SETTLED = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
-
-
-# ------------------------------------------------------------------------------------------------------------------ stacks
 
 
 @dataclass(frozen=True)
@@ -47,6 +32,18 @@ class Desired:
     template: Template
     parameters: Mapping[str, str]
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    def values(self, services: Services) -> dict[str, Any]:
+        """Its parameters, those that name one of the parameter store fetched."""
+
+        def stored(name: str) -> str:
+            try:
+                return str(services.ssm.get_parameter(Name=name)["Parameter"]["Value"])
+            except services.ssm.exceptions.ParameterNotFound as error:
+                told = f"Unable to fetch parameters [{name}] from parameter store for this account."
+                raise invalid(told) from error
+
+        return self.template.values(self.parameters, stored)
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,9 @@ class Resource:
 class Stack:
     """One stack. Its public attributes are named as moto's responses read them."""
 
-    def __init__(self, name: str, backend: Backend, notify: list[str], role_arn: str | None) -> None:
+    def __init__(
+        self, name: str, backend: moto_models.CloudFormationBackend, notify: list[str], role_arn: str | None
+    ) -> None:
         self.name, self._backend = name, backend
         self.stack_id = generate_stack_id(name, backend.region_name, backend.account_id)
         self.desired: Desired | None = None
@@ -147,9 +146,9 @@ class Stack:
 
     # ------------------------------------------------------------------------------------------------------------- deciding
 
-    def plan(self, desired: Desired) -> list[dict[str, Any]]:
+    def plan(self, desired: Desired, services: Services) -> list[dict[str, Any]]:
         """The ResourceChange of each resource that would change, in the order of doing it."""
-        values = self._backend.values(desired)
+        values = desired.values(services)
         unknown: set[str] = set()
 
         def find(name: str) -> Made | None:
@@ -180,11 +179,11 @@ class Stack:
             changes.append(_change("Remove", name, present.kind.type, present.made.physical_id))
         return changes
 
-    def differs(self, desired: Desired) -> bool:
+    def differs(self, desired: Desired, services: Services) -> bool:
         """Whether there is anything to do. Outputs count; a new description does not."""
-        if self.desired is None or self.plan(desired) or dict(self.tags) != dict(desired.tags):
+        if self.desired is None or self.plan(desired, services) or dict(self.tags) != dict(desired.tags):
             return True
-        scope = self._scope(desired, self._backend.values(desired), self._made)
+        scope = self._scope(desired, desired.values(services), self._made)
         return self._outputs(desired, scope) != self.outputs
 
     def _made(self, name: str) -> Made | None:
@@ -233,7 +232,7 @@ class Stack:
         before, undo = dict(self.resources), list[Callable[[], None]]()
         self._enter(f"{word}_IN_PROGRESS", "User Initiated")
         try:
-            values = self._backend.values(desired, services)
+            values = desired.values(services)
             scope = self._scope(desired, values, self._made)
             wanted = self._wanted(desired, scope)
             for name in desired.template.order(wanted):
@@ -464,471 +463,3 @@ def _change(
             for name in (differs or [])
         ]
     return change
-
-
-# ----------------------------------------------------------------------------------------------------------------- backend
-
-
-@dataclass
-class ChangeSet:
-    """What one CreateChangeSet asked for, and what came of it."""
-
-    id: str
-    name: str
-    kind: str
-    stack: Stack
-    desired: Desired
-    description: str
-    changes: list[dict[str, Any]]
-    status: str = "CREATE_COMPLETE"
-    execution: str = "AVAILABLE"
-    reason: str = ""
-    at: datetime = field(default_factory=lambda: datetime.now(UTC))
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            **self.summary(),
-            "Parameters": [
-                {"ParameterKey": key, "ParameterValue": value} for key, value in self.desired.parameters.items()
-            ],
-            "Tags": [{"Key": key, "Value": value} for key, value in self.desired.tags.items()],
-            "Capabilities": sorted(self.desired.template.capabilities()),
-            "Changes": [{"Type": "Resource", "ResourceChange": change} for change in self.changes],
-        }
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "ChangeSetId": self.id,
-            "ChangeSetName": self.name,
-            "StackId": self.stack.stack_id,
-            "StackName": self.stack.name,
-            "Description": self.description or None,
-            "CreationTime": self.at,
-            "Status": self.status,
-            "StatusReason": self.reason or None,
-            "ExecutionStatus": self.execution,
-        }
-
-
-class Backend(moto_models.CloudFormationBackend):  # type: ignore[misc]
-    """moto's backend of one Region, with stacks and change sets of ours."""
-
-    def __init__(self, region_name: str, account_id: str) -> None:
-        super().__init__(region_name, account_id)
-        self._lock = threading.RLock()
-        self.change_sets: dict[str, ChangeSet] = {}
-
-    @property
-    def _url_module(self) -> Any:
-        from moto.cloudformation import urls
-
-        paths = dict(urls.url_paths) | {"{0}/$": Response.dispatch}
-        return SimpleNamespace(url_bases=urls.url_bases, url_paths=paths)
-
-    def services(self, role_arn: str | None = None) -> Services:
-        """The services of this local cloud, at the address that the present request came to.
-
-        Args:
-            role_arn: whose permissions the calls take; by default the requester's own.
-        """
-        requester = authorizer.requester()
-        credentials = ADMINISTRATOR
-        if role_arn and roles.assumable(role_arn, "cloudformation.amazonaws.com"):
-            made = principals.credentials(role_arn, "AWSCloudFormation", self.region_name)
-            credentials = (made["AWS_ACCESS_KEY_ID"], made["AWS_SECRET_ACCESS_KEY"], made["AWS_SESSION_TOKEN"])
-        elif role_arn:
-            raise invalid(f"Role {role_arn} is invalid or cannot be assumed")
-        elif requester is not None and requester.access_key:
-            credentials = (requester.access_key, requester.secret, requester.token)
-        return Services(flask.request.host_url, self.region_name, self.account_id, credentials)
-
-    def values(self, desired: Desired, services: Services | None = None) -> dict[str, Any]:
-        """The template's parameters with their defaults, held against their constraints."""
-        declared = desired.template.section("Parameters")
-        if unknown := sorted(set(desired.parameters) - set(declared)):
-            raise invalid(f"Parameters: [{', '.join(unknown)}] do not exist in the template")
-        given = {name: desired.parameters.get(name, body.get("Default")) for name, body in declared.items()}
-        if absent := sorted(name for name, value in given.items() if value is None):
-            raise invalid(f"Parameters: [{', '.join(absent)}] must have values")
-        return {name: self._value(name, declared[name], str(value), services) for name, value in given.items()}
-
-    def _value(self, name: str, declared: Mapping[str, Any], value: str, services: Services | None) -> Any:
-        kind = declared.get("Type", "String")
-        told = declared.get("ConstraintDescription")
-        wrong = f"Parameter '{name}' must be one of AllowedValues" if "AllowedValues" in declared else ""
-        if "AllowedValues" in declared and value not in map(str, declared["AllowedValues"]):
-            raise invalid(f"Template error: {told or wrong}")
-        pattern = declared.get("AllowedPattern", "")
-        if pattern and not re.fullmatch(pattern, value):
-            raise invalid(f"Parameter {name} failed to satisfy constraint: {told or f'must match pattern {pattern}'}")
-        if kind.startswith("AWS::SSM::Parameter::Value"):
-            value = (services or self.services()).ssm.get_parameter(Name=value)["Parameter"]["Value"]
-            return value.split(",") if "List" in kind else value
-        return [item.strip() for item in value.split(",")] if "List" in kind else value
-
-    # What moto calls create_stack with, stack sets included.
-    def create_stack(
-        self,
-        name: str,
-        template: str,
-        parameters: Mapping[str, str],
-        notification_arns: list[str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        role_arn: str | None = None,
-        enable_termination_protection: bool | None = False,
-        timeout_in_mins: int | None = None,
-        stack_policy_body: str | None = None,
-    ) -> Stack:
-        desired = Desired(Template.parse(template), parameters, tags or {})
-        self.values(desired)
-        with self._lock:
-            if self.find(name):
-                raise Fault("AlreadyExistsException", f"Stack [{name}] already exists")
-            stack = Stack(name, self, notification_arns or [], role_arn)
-            stack.enable_termination_protection = bool(enable_termination_protection)
-            stack.timeout_in_minutes, stack.policy = timeout_in_mins, stack_policy_body or ""
-            self.stacks[stack.stack_id] = stack
-        self._apply(stack, desired)
-        return stack
-
-    def update_stack(
-        self,
-        name: str,
-        template: str,
-        role_arn: str | None,
-        parameters: list[dict[str, Any]],
-        tags: Mapping[str, str] | None,
-    ) -> Stack:
-        stack = self.settled(name)
-        desired = self.desired(stack, template, parameters, tags)
-        if not stack.differs(desired):
-            raise invalid("No updates are to be performed.")
-        stack.role_arn = role_arn or stack.role_arn
-        self._apply(stack, desired)
-        return stack
-
-    def desired(
-        self, stack: Stack | None, template: str, parameters: list[dict[str, Any]], tags: Mapping[str, str] | None
-    ) -> Desired:
-        """What a request asks for; what it leaves to the present stack is taken from there."""
-        present = stack.parameters if stack else {}
-        values = {}
-        for item in parameters:
-            key = item["ParameterKey"]
-            if str(item.get("UsePreviousValue", "false")).lower() == "true":
-                if stack is None or key not in stack.values:
-                    raise invalid(f"Invalid input for parameter key {key}. There is no previous value")
-                if key in present:
-                    values[key] = present[key]
-            else:
-                values[key] = item.get("ParameterValue", "")
-        parsed = Template.parse(template) if template else None
-        if parsed is None and stack is not None and stack.desired is not None:
-            parsed = stack.desired.template
-        if parsed is None:
-            raise invalid("Either Template URL or Template Body must be specified.")
-        return Desired(parsed, values, dict(stack.tags) if tags is None and stack else dict(tags or {}))
-
-    def _apply(self, stack: Stack, desired: Desired) -> None:
-        services = self.services(stack.role_arn)
-        gone = {export.name for export in stack.exports}
-        stack.apply(desired, services)
-        with self._lock:
-            for name in gone:
-                self.exports.pop(name, None)
-            self.exports.update({export.name: export for export in stack.exports})
-
-    def find(self, name_or_id: str) -> Stack | None:
-        """A stack by name or id; a deleted one by its id alone."""
-        for stack in self.stacks.values():
-            if name_or_id in (stack.name, stack.stack_id):
-                return stack  # type: ignore[no-any-return]
-        deleted: Stack | None = self.deleted_stacks.get(name_or_id)
-        return deleted
-
-    def get_stack(self, name_or_stack_id: str) -> Stack:
-        stack = self.find(name_or_stack_id)
-        if stack is None:
-            raise invalid(f"Stack with id {name_or_stack_id} does not exist")
-        return stack
-
-    def settled(self, name: str) -> Stack:
-        """A stack that an update can start from."""
-        stack = self.find(name)
-        if stack is None:
-            raise invalid(f"Stack [{name}] does not exist")
-        if stack.status not in _SETTLED:
-            raise invalid(f"Stack:{stack.stack_id} is in {stack.status} state and can not be updated.")
-        return stack
-
-    def delete_stack(self, name_or_stack_id: str, retain: set[str] | None = None) -> None:
-        stack = self.find(name_or_stack_id)
-        if stack is None or stack.status == "DELETE_COMPLETE":
-            return  # as AWS has it: deleting twice is no error
-        if stack.enable_termination_protection:
-            raise invalid(f"Stack [{stack.name}] cannot be deleted while TerminationProtection is enabled")
-        exports = {export.name for export in stack.exports}
-        stack.delete(self.services(stack.role_arn), retain or set())
-        if stack.status == "DELETE_COMPLETE":
-            with self._lock:
-                self.deleted_stacks[stack.stack_id] = self.stacks.pop(stack.stack_id)
-                for name in exports:
-                    self.exports.pop(name, None)
-                self.change_sets = {key: item for key, item in self.change_sets.items() if item.stack is not stack}
-
-    def request_change_set(
-        self,
-        stack_name: str,
-        name: str,
-        kind: str,
-        template: str,
-        parameters: list[dict[str, Any]],
-        description: str,
-        tags: Mapping[str, str] | None,
-        notify: list[str],
-        role_arn: str | None,
-    ) -> ChangeSet:
-        if not re.fullmatch(r"[a-zA-Z][-a-zA-Z0-9]{0,127}", name):
-            raise invalid(
-                f"1 validation error detected: Value '{name}' at 'changeSetName' failed to satisfy constraint"
-            )
-        with self._lock:
-            stack = self.find(stack_name)
-            if kind == "UPDATE":
-                stack = self.settled(stack_name)
-            elif stack is not None and stack.status != "REVIEW_IN_PROGRESS":
-                raise invalid(
-                    f"Stack [{stack_name}] already exists and cannot be created again with the changeSet [{name}]."
-                )
-            if stack is not None and any(c.stack is stack and c.name == name for c in self.change_sets.values()):
-                raise Fault(
-                    "AlreadyExistsException", f"ChangeSet {name} cannot be created due to a mismatch with existing"
-                )
-            desired = self.desired(stack if kind == "UPDATE" else None, template, parameters, tags)
-            self.values(desired)
-            if stack is None:
-                stack = Stack(stack_name, self, notify, role_arn)
-                self.stacks[stack.stack_id] = stack
-                stack.review()
-            change_set = ChangeSet(
-                generate_changeset_id(name, self.region_name, self.account_id),
-                name,
-                kind,
-                stack,
-                desired,
-                description,
-                stack.plan(desired),
-            )
-            if kind == "UPDATE" and not stack.differs(desired):
-                change_set.status, change_set.execution = "FAILED", "UNAVAILABLE"
-                change_set.reason = (
-                    "The submitted information didn't contain changes. "
-                    "Submit different information to create a change set."
-                )
-            self.change_sets[change_set.id] = change_set
-            return change_set
-
-    def change_set(self, name_or_id: str, stack_name: str | None) -> ChangeSet:
-        """By ARN, or by name and stack."""
-        for change_set in self.change_sets.values():
-            if change_set.id == name_or_id:
-                return change_set
-            if change_set.name == name_or_id and stack_name in (change_set.stack.name, change_set.stack.stack_id):
-                return change_set
-        raise Fault("ChangeSetNotFound", f"ChangeSet [{name_or_id}] does not exist")
-
-    def execute(self, change_set: ChangeSet) -> None:
-        with self._lock:
-            if change_set.execution != "AVAILABLE":
-                raise Fault(
-                    "InvalidChangeSetStatus",
-                    f"ChangeSet [{change_set.id}] cannot be executed in its current execution status of "
-                    f"[{change_set.execution}]",
-                )
-            change_set.execution = "EXECUTE_IN_PROGRESS"
-        self._apply(change_set.stack, change_set.desired)
-        good = change_set.stack.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE")
-        change_set.execution = "EXECUTE_COMPLETE" if good else "EXECUTE_FAILED"
-        with self._lock:
-            others = [item for item in self.change_sets.values() if item.stack is change_set.stack]
-            for item in others:
-                if item is not change_set:
-                    del self.change_sets[item.id]
-
-
-class Response(CloudFormationResponse):  # type: ignore[misc]
-    """The operations on stacks and change sets. Stack sets and exports are moto's."""
-
-    # Our answers have AWS's own shape already.
-    RESPONSE_KEY_PATH_TO_TRANSFORMER: ClassVar[dict[str, Any]] = {
-        path: transform
-        for path, transform in CloudFormationResponse.RESPONSE_KEY_PATH_TO_TRANSFORMER.items()
-        if "StackSet" in path
-    }
-
-    @property
-    def _backend(self) -> Backend:
-        backend: Backend = self.cloudformation_backend
-        return backend
-
-    def create_stack(self) -> ActionResult:
-        template = self._template()
-        self._acknowledged(template)
-        stack = self._backend.create_stack(
-            self._get_param("StackName"),
-            template,
-            self._get_params_from_list(self._get_param("Parameters", [])),
-            self._get_param("NotificationARNs", []),
-            self._given_tags(),
-            self._get_param("RoleARN"),
-            self._get_param("EnableTerminationProtection"),
-            self._get_param("TimeoutInMinutes"),
-            self._get_param("StackPolicyBody"),
-        )
-        return ActionResult({"StackId": stack.stack_id})
-
-    def update_stack(self) -> ActionResult:
-        template = self._template()
-        self._acknowledged(template)
-        stack = self._backend.update_stack(
-            self._get_param("StackName"),
-            template,
-            self._get_param("RoleARN"),
-            self._get_param("Parameters", []),
-            self._given_tags(),
-        )
-        return ActionResult({"StackId": stack.stack_id})
-
-    def delete_stack(self) -> ActionResult:
-        self._backend.delete_stack(self._get_param("StackName"), set(self._get_param("RetainResources", [])))
-        return EmptyResult()
-
-    def describe_stacks(self) -> ActionResult:
-        name = self._get_param("StackName")
-        stacks = [self._backend.get_stack(name)] if name else list(self._backend.stacks.values())
-        return ActionResult({"Stacks": [stack.describe() for stack in stacks]})
-
-    def list_stacks(self) -> ActionResult:
-        wanted = self._get_param("StackStatusFilter", [])
-        every = [*self._backend.stacks.values(), *self._backend.deleted_stacks.values()]
-        stacks = [stack.describe() for stack in every if not wanted or stack.status in wanted]
-        for stack in stacks:
-            stack["TemplateDescription"] = stack["Description"]
-        return ActionResult({"StackSummaries": stacks})
-
-    def describe_stack_resources(self) -> ActionResult:
-        name, logical_id = self._get_param("StackName"), self._get_param("LogicalResourceId")
-        if not name:
-            raise invalid("The local cloud finds resources by StackName only")
-        stack = self._backend.get_stack(name)
-        found = [_described(stack, item) for item in stack.stack_resources if logical_id in (None, item.logical_id)]
-        return ActionResult({"StackResources": found})
-
-    def describe_stack_resource(self) -> ActionResult:
-        stack, logical_id = self._backend.get_stack(self._get_param("StackName")), self._get_param("LogicalResourceId")
-        if logical_id not in stack.resources:
-            raise invalid(f"Resource {logical_id} does not exist for stack {stack.name}")
-        return ActionResult({"StackResourceDetail": _described(stack, stack.resources[logical_id])})
-
-    def list_stack_resources(self) -> ActionResult:
-        stack = self._backend.get_stack(self._get_param("StackName"))
-        return ActionResult({"StackResourceSummaries": [_described(stack, item) for item in stack.stack_resources]})
-
-    def create_change_set(self) -> ActionResult:
-        template = self._template()
-        self._acknowledged(template)
-        change_set = self._backend.request_change_set(
-            self._get_param("StackName"),
-            self._get_param("ChangeSetName"),
-            self._get_param("ChangeSetType", "UPDATE"),
-            template,
-            self._get_param("Parameters", []),
-            self._get_param("Description", ""),
-            self._given_tags(),
-            self._get_param("NotificationARNs", []),
-            self._get_param("RoleARN"),
-        )
-        return ActionResult({"Id": change_set.id, "StackId": change_set.stack.stack_id})
-
-    def describe_change_set(self) -> ActionResult:
-        return ActionResult(self._change_set().describe())
-
-    def list_change_sets(self) -> ActionResult:
-        stack = self._backend.get_stack(self._get_param("StackName"))
-        found = [item.summary() for item in self._backend.change_sets.values() if item.stack is stack]
-        return ActionResult({"Summaries": found})
-
-    def execute_change_set(self) -> ActionResult:
-        self._backend.execute(self._change_set())
-        return EmptyResult()
-
-    def delete_change_set(self) -> ActionResult:
-        try:
-            del self._backend.change_sets[self._change_set().id]
-        except Fault:
-            # No error on AWS if the stack exists; the CDK CLI deletes its change set before it makes one.
-            self._backend.get_stack(self._get_param("StackName") or "")
-        return EmptyResult()
-
-    def validate_template(self) -> ActionResult:
-        template = Template.parse(self._template())
-        parameters = [
-            {"ParameterKey": name, "DefaultValue": body.get("Default"), "Description": body.get("Description")}
-            for name, body in template.section("Parameters").items()
-        ]
-        return ActionResult(
-            {
-                "Description": template.body.get("Description"),
-                "Parameters": parameters,
-                "Capabilities": sorted(template.capabilities()),
-            }
-        )
-
-    def _change_set(self) -> ChangeSet:
-        return self._backend.change_set(self._get_param("ChangeSetName"), self._get_param("StackName"))
-
-    def _given_tags(self) -> dict[str, str] | None:
-        tags = self._get_param("Tags")
-        return None if tags is None else {tag["Key"]: tag["Value"] for tag in tags}
-
-    def _template(self) -> str:
-        """The text of TemplateBody, or of the object that TemplateURL names; empty for the previous one."""
-        body, url = self._get_param("TemplateBody"), self._get_param("TemplateURL")
-        if not url:
-            return body or ""
-        parts = urlsplit(url)
-        host, path = parts.hostname or "", parts.path.lstrip("/")
-        if ".s3" in host and not host.startswith("s3"):  # bucket.s3.region.amazonaws.com/key
-            bucket, key = host.split(".s3")[0], path
-        else:  # s3.region.amazonaws.com/bucket/key, and any local address
-            bucket, _, key = path.partition("/")
-        try:
-            text: str = self._backend.services().s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode()
-        except ClientError as error:
-            raise invalid(f"S3 error: {error.response['Error'].get('Message', error)}") from error
-        return text
-
-    def _acknowledged(self, template: str) -> None:
-        missing = Template.parse(template).capabilities() if template else set()
-        given = set(self._get_param("Capabilities", []))
-        if "CAPABILITY_NAMED_IAM" in given:
-            given.add("CAPABILITY_IAM")
-        if missing - given:
-            raise Fault("InsufficientCapabilitiesException", f"Requires capabilities : [{', '.join(sorted(missing))}]")
-
-
-def _described(stack: Stack, resource: Resource) -> dict[str, Any]:
-    """A resource, as any of the operations that describe one has it."""
-    return {
-        "StackName": stack.name,
-        "StackId": stack.stack_id,
-        "LogicalResourceId": resource.logical_id,
-        "PhysicalResourceId": resource.made.physical_id,
-        "ResourceType": resource.kind.type,
-        "Timestamp": resource.at,
-        "LastUpdatedTimestamp": resource.at,
-        "ResourceStatus": resource.status,
-    }
-
-
-moto_models.cloudformation_backends.backend = Backend

@@ -81,6 +81,20 @@ class Template:
     def resources(self) -> Mapping[str, Mapping[str, Any]]:
         return self.section("Resources")
 
+    def values(self, given: Mapping[str, str], stored: Callable[[str], str]) -> dict[str, Any]:
+        """The parameters with their defaults, held against their constraints.
+
+        Args:
+            stored: the value of a name in the parameter store, for parameters of such types.
+        """
+        declared = self.section("Parameters")
+        if unknown := sorted(set(given) - set(declared)):
+            raise invalid(f"Parameters: [{', '.join(unknown)}] do not exist in the template")
+        asked = {name: given.get(name, body.get("Default")) for name, body in declared.items()}
+        if absent := sorted(name for name, value in asked.items() if value is None):
+            raise invalid(f"Parameters: [{', '.join(absent)}] must have values")
+        return {name: _parameter(name, declared[name], str(value), stored) for name, value in asked.items()}
+
     def _check(self) -> None:
         if not self.resources:
             raise invalid("Template format error: At least one Resources member must be defined.")
@@ -121,6 +135,45 @@ class Template:
         names = {f"{kind.rsplit('::', 1)[1]}Name" for kind in _IAM_TYPES}
         named = any(set(body.get("Properties", {})) & names for body in iam if body["Type"] != "AWS::IAM::Policy")
         return {"CAPABILITY_NAMED_IAM"} if named else {"CAPABILITY_IAM"} if iam else set()
+
+
+def _parameter(name: str, declared: Mapping[str, Any], text: str, stored: Callable[[str], str]) -> Any:
+    kind = str(declared.get("Type", "String"))
+    listed = "List" in kind
+    values = [item.strip() for item in text.split(",")] if listed else [text]
+    for value in values:
+        if wrong := _broken(declared, kind, value):
+            raise invalid(
+                f"Parameter {name} failed to satisfy constraint: {declared.get('ConstraintDescription') or wrong}"
+            )
+    if kind.startswith("AWS::SSM::Parameter::Value"):
+        value = stored(text)
+        return value.split(",") if listed else value
+    return values if listed else text
+
+
+def _broken(declared: Mapping[str, Any], kind: str, value: str) -> str:
+    """What a value must be and is not; empty if it is all that is declared."""
+    if "AllowedValues" in declared and value not in map(str, declared["AllowedValues"]):
+        return "must be one of AllowedValues"
+    pattern = str(declared.get("AllowedPattern", ""))
+    if pattern and not re.fullmatch(pattern, value):
+        return f"must match pattern {pattern}"
+    if len(value) < int(declared.get("MinLength", 0)):
+        return f"must contain at least {declared['MinLength']} characters"
+    if len(value) > int(declared.get("MaxLength", len(value))):
+        return f"must contain at most {declared['MaxLength']} characters"
+    if kind not in ("Number", "List<Number>"):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return "must be a number"
+    if number < float(declared.get("MinValue", number)):
+        return f"must be a number not less than {declared['MinValue']}"
+    if number > float(declared.get("MaxValue", number)):
+        return f"must be a number not greater than {declared['MaxValue']}"
+    return ""
 
 
 def _references(node: Any) -> Iterator[str]:

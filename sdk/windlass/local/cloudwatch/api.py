@@ -44,10 +44,11 @@ from windlass.local.cloudwatch.metric_queries import (
     valid_unit,
 )
 from windlass.local.cloudwatch.metric_store import Metric, MetricStore
-from windlass.local.cloudwatch.statistics import BASIC, UNITS, Statistic
+from windlass.local.cloudwatch.statistics import BASIC, Statistic
 from windlass.local.events import bus as local_events
 from windlass.local.events.bus import EventBus, refused
 from windlass.local.faults import Fault
+from windlass.metrics import UNITS
 
 __all__ = ["MetricStore", "put_at_once", "register"]
 

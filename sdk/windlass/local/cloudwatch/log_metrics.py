@@ -25,9 +25,9 @@ from moto.logs.models import LogsBackend, logs_backends
 
 from windlass.local.cloudwatch.logs import StoredStream
 from windlass.local.cloudwatch.metric_store import Datum, Metric, MetricStore
-from windlass.local.cloudwatch.statistics import UNITS
 from windlass.local.events.bus import json_path
 from windlass.local.faults import Fault
+from windlass.metrics import UNITS
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class Pattern:
 
 # --- words -------------------------------------------------------------------------------------------------------------------
 
+# Groups are not among what AWS allows in a regular expression; without them none can backtrack without end.
+_NO_REGEX = re.compile(r"[^A-Za-z0-9 :_#=@/;,\-^$?\[\]{}|\\*+.]")
 _WORD = re.compile(r'\s*([?-]?)(?:"((?:[^"\\]|\\.)*)"|%([^%]*)%|([^\s"]+))')
 
 
@@ -103,6 +105,10 @@ def _words(text: str) -> Callable[[str], Fields | None]:
 
 def _in_line(quoted: str | None, expression: str | None, word: str | None) -> Callable[[str], bool]:
     if expression is not None:
+        if strange := _NO_REGEX.search(expression):
+            raise PatternError(
+                f"%{expression}% has a character that regular expressions here may not have: {strange[0]!r}"
+            )
         try:
             compiled = re.compile(expression)
         except re.error as error:

@@ -19,8 +19,8 @@ from botocore.utils import parse_timestamp
 
 from windlass.local.cloudwatch.metric_queries import dimensions_of, valid_unit
 from windlass.local.cloudwatch.metric_store import Datum, Metric
-from windlass.local.cloudwatch.statistics import UNITS
 from windlass.local.faults import Fault
+from windlass.metrics import UNITS
 
 _MOST_DATA = 1000
 _MOST_VALUES = 150

@@ -19,8 +19,9 @@ import numpy as np
 from windlass.local.cloudwatch.metric_math import Grid, Line, MathError, MetricMath, Scope
 from windlass.local.cloudwatch.metric_search import Search, SearchError, labels_of
 from windlass.local.cloudwatch.metric_store import Metric
-from windlass.local.cloudwatch.statistics import UNITS, Floats, Points, Statistic
+from windlass.local.cloudwatch.statistics import Floats, Points, Statistic
 from windlass.local.faults import Fault
+from windlass.metrics import UNITS
 
 
 class Metrics(Protocol):

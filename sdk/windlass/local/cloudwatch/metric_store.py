@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from windlass.local.clock import Clock, Pace
-from windlass.local.cloudwatch.statistics import POINT, UNITS, Points, Rows
+from windlass.local.cloudwatch.statistics import POINT, Points, Rows
+from windlass.metrics import UNITS
 
 _JOURNAL_ROWS = 65_536
 _SMALL_BLOCK_ROWS = 2048

@@ -118,36 +118,6 @@ class Points:
         return cls.plain(t, unit, floats[0]) if number == 2 else cls(t, unit, *floats)
 
 
-UNITS = (
-    "None",
-    "Seconds",
-    "Microseconds",
-    "Milliseconds",
-    "Bytes",
-    "Kilobytes",
-    "Megabytes",
-    "Gigabytes",
-    "Terabytes",
-    "Bits",
-    "Kilobits",
-    "Megabits",
-    "Gigabits",
-    "Terabits",
-    "Percent",
-    "Count",
-    "Bytes/Second",
-    "Kilobytes/Second",
-    "Megabytes/Second",
-    "Gigabytes/Second",
-    "Terabytes/Second",
-    "Bits/Second",
-    "Kilobits/Second",
-    "Megabits/Second",
-    "Gigabits/Second",
-    "Terabits/Second",
-    "Count/Second",
-)
-
 BASIC = ("SampleCount", "Average", "Sum", "Minimum", "Maximum")
 
 _NUMBER = r"\d+(?:\.\d+)?"

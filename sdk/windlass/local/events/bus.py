@@ -120,18 +120,7 @@ class EventBus:
         `forwarded` goes to no third bus, as on AWS, so that buses cannot send it round in circles.
         """
         now = self._clock.now()
-        whole: Event = {
-            "version": "0",
-            "id": str(uuid.uuid4()),
-            "detail-type": "",
-            "source": "",
-            "account": account,
-            "time": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "region": region,
-            "resources": [],
-            "detail": {},
-            **event,
-        }
+        whole = _whole(event, account, region, now)
         buses = events_backends[account][region].event_buses
         if bus in buses:
             for rule in list(buses[bus].rules.values()):
@@ -259,17 +248,8 @@ class EventBus:
             return
         now = self._clock.now()
         if rule.state == "ENABLED":
-            event: Event = {
-                "version": "0",
-                "id": str(uuid.uuid4()),
-                "detail-type": "Scheduled Event",
-                "source": "aws.events",
-                "account": account,
-                "time": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "region": region,
-                "resources": [rule.arn],
-                "detail": {},
-            }
+            said = {"detail-type": "Scheduled Event", "source": "aws.events", "resources": [rule.arn]}
+            event = _whole(said, account, region, now)
             self._deliver_all(rule, event, now, forwarded=False)
         # From when it was due, so that runs do not drift; what was missed meanwhile is not made up for.
         period = schedule.every or 60
@@ -471,6 +451,22 @@ def _dynamic(value: str, event: Event) -> str:
         return value
     found = json_path(event, value)
     return found if isinstance(found, str) else json.dumps(found)
+
+
+def _whole(event: Event, account: str, region: str, now: float) -> Event:
+    """An event with what EventBridge itself adds."""
+    return {
+        "version": "0",
+        "id": str(uuid.uuid4()),
+        "detail-type": "",
+        "source": "",
+        "account": account,
+        "time": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "region": region,
+        "resources": [],
+        "detail": {},
+        **event,
+    }
 
 
 # --- the API -----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from moto.core.exceptions import ServiceException
-from moto.sns import models
+from moto.sns import models, urls
+from moto.sns.exceptions import InvalidParameterValue, SNSInvalidParameter
+from moto.sns.models import SNSBackend, sns_backends
 from werkzeug.exceptions import HTTPException
 
 from windlass.local.events.bus import EventBus, Undeliverable
@@ -28,6 +30,8 @@ ATTEMPTS, PAUSE_SECONDS = 4, 20
 """SNS's default policy for HTTP: three retries, 20 seconds apart."""
 
 _TIMEOUT_SECONDS = 15.0
+
+_PROTOCOLS = ("http", "https", "email", "email-json", "sms", "sqs", "application", "lambda", "firehose")
 
 Invoke = Callable[[str, str, str, str], None]
 """(ARN of a function, event, the service that asks, the resource it asks for): invoke it. Raises Undeliverable."""
@@ -126,6 +130,29 @@ class LocalSubscription(models.Subscription):  # type: ignore[misc]
                 log.warning("SNS topic '%s': nor to the dead-letter queue: %s", self.topic.name, error)
 
 
+class LocalTopics(SNSBackend):  # type: ignore[misc]
+    """moto's topics, which take no more than SNS does."""
+
+    @property
+    def _url_module(self) -> Any:
+        return urls
+
+    def subscribe(self, topic_arn: str, endpoint: str, protocol: str) -> models.Subscription:
+        if protocol not in _PROTOCOLS:
+            raise SNSInvalidParameter(
+                f"Invalid parameter: Amazon SNS does not support this protocol string: {protocol}"
+            )
+        if protocol in ("http", "https") and urlsplit(endpoint or "").scheme != protocol:
+            raise SNSInvalidParameter("Invalid parameter: Endpoint must match the specified protocol")
+        return super().subscribe(topic_arn, endpoint, protocol)
+
+    def publish(self, message: str, *args: Any, **kwargs: Any) -> str:
+        if not message:
+            raise InvalidParameterValue("Invalid parameter: Empty message")
+        message_id: str = super().publish(message, *args, **kwargs)
+        return message_id
+
+
 def _as_function_sees_it(notification: dict[str, Any]) -> dict[str, Any]:
     """A function gets the same with two names spelled otherwise."""
     renamed = {"SigningCertURL": "SigningCertUrl", "UnsubscribeURL": "UnsubscribeUrl"}
@@ -133,7 +160,9 @@ def _as_function_sees_it(notification: dict[str, Any]) -> dict[str, Any]:
 
 
 def register(events: EventBus, invoke: Invoke) -> None:
-    """Put our subscriptions in the place of moto's, before the first is made."""
+    """Put our topics and subscriptions in the place of moto's, before the first is made."""
     # Not on a class of this cloud's own: a snapshot finds the classes of what it holds by name.
     LocalSubscription.events, LocalSubscription.invoke = events, staticmethod(invoke)
     models.Subscription = LocalSubscription
+    sns_backends.backend = LocalTopics
+    sns_backends.clear()

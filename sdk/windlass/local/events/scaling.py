@@ -27,11 +27,11 @@ from moto.applicationautoscaling.urls import url_bases
 from moto.core.responses import ActionResult, BaseResponse, EmptyResult
 
 from windlass.local import validation
-from windlass.local.clock import Clock
 from windlass.local.cloud import ACCOUNT
 from windlass.local.cloudwatch.alarm_settings import Alarm
-from windlass.local.cloudwatch.alarms import AlarmEngine, Change
-from windlass.local.events.bus import EventBus, Undeliverable, refused
+from windlass.local.cloudwatch.alarms import Change
+from windlass.local.cloudwatch.api import HasCloudWatch
+from windlass.local.events.bus import Undeliverable, refused
 from windlass.local.faults import Fault
 from windlass.local.hosting.api import Hosting
 
@@ -51,17 +51,11 @@ _PREDEFINED = {
 }
 
 
-class HasScaling(Protocol):
+class HasScaling(HasCloudWatch, Protocol):
     """What scaling needs of the local cloud."""
 
     @property
     def hosting(self) -> Hosting: ...
-    @property
-    def alarms(self) -> AlarmEngine: ...
-    @property
-    def events(self) -> EventBus: ...
-    @property
-    def clock(self) -> Clock: ...
 
 
 Key = tuple[str, str]  # region, resource id

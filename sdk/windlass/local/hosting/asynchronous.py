@@ -33,7 +33,7 @@ from windlass.local.events.bus import Undeliverable
 from windlass.local.faults import Fault
 from windlass.local.hosting.capture import Capture, Exchange
 from windlass.local.hosting.fleet import Fleet, NoCapacity
-from windlass.local.hosting.instance import Instance, Reply, Unanswered
+from windlass.local.hosting.instance import Instance, Reply, Unanswered, told
 from windlass.local.hosting.metering import NAMESPACE
 from windlass.local.hosting.router import Router
 from windlass.local.iam.authorizer import acting_as
@@ -101,13 +101,7 @@ class Request:
 
     def headers(self) -> dict[str, str]:
         """What the container is told."""
-        pairs = {
-            "Content-Type": self.content_type,
-            "Accept": self.accept,
-            "X-Amzn-SageMaker-Custom-Attributes": self.custom_attributes,
-            "X-Amzn-SageMaker-Inference-Id": self.inference_id,
-        }
-        return {name: value for name, value in pairs.items() if value}
+        return told(self.content_type, self.accept, self.custom_attributes, self.inference_id)
 
     def input(self) -> bytes:
         """The request's payload. Raises storage.Missing."""

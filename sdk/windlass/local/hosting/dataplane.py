@@ -31,6 +31,7 @@ from windlass.local.hosting.instance import (
     Reply,
     Streamed,
     Unanswered,
+    told,
 )
 from windlass.local.hosting.metering import Meter, Sample
 from windlass.local.hosting.multi_model import NoModel, NotLoaded, Values
@@ -107,18 +108,17 @@ class Invocation:
     target_variant: str | None = None
     target_model: str | None = None
     streaming: bool = False
+    request_id: str | None = None
 
     def headers(self) -> dict[str, str]:
         """What the container is told."""
-        pairs = {
-            "Content-Type": self.content_type,
-            "Accept": self.accept,
-            "X-Amzn-SageMaker-Custom-Attributes": self.custom_attributes,
-            "X-Amzn-SageMaker-Inference-Id": self.inference_id,
+        others = {
             "X-Amzn-SageMaker-Target-Variant": self.target_variant,
             "X-Amzn-SageMaker-Target-Model": self.target_model,
+            # So that the id in the caller's answer finds the lines in the model server's log.
+            "X-Amzn-RequestId": self.request_id,
         }
-        return {name: value for name, value in pairs.items() if value}
+        return told(self.content_type, self.accept, self.custom_attributes, self.inference_id, **others)
 
 
 @dataclass(frozen=True)
@@ -185,15 +185,16 @@ class DataPlane:
         self._mirror.close()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        answer = self._answer(environ)
+        request_id = str(uuid.uuid4())
+        answer = self._answer(environ, request_id)
         phrase = HTTPStatus(answer.status).phrase if answer.status in set(HTTPStatus) else "Error"
-        headers = {**answer.headers, "x-amzn-RequestId": str(uuid.uuid4())}
+        headers = {**answer.headers, "x-amzn-RequestId": request_id}
         if answer.parts is None:
             headers["Content-Length"] = str(len(answer.body))
         start_response(f"{answer.status} {phrase}", list(headers.items()))
         return [answer.body] if answer.parts is None else answer.parts
 
-    def _answer(self, environ: dict[str, Any]) -> Answer:
+    def _answer(self, environ: dict[str, Any], request_id: str) -> Answer:
         match = _PATH.fullmatch(environ["PATH_INFO"])
         if match is None or environ["REQUEST_METHOD"] != "POST":
             return _refusal("UnknownOperationException", "The path is POST /endpoints/NAME/invocations.", 404)
@@ -222,6 +223,7 @@ class DataPlane:
                 target_variant=asked.get("TargetVariant"),
                 target_model=asked.get("TargetModel"),
                 streaming=streaming,
+                request_id=request_id,
             )
         )
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from windlass.images import vendor_server
 from windlass.local.cloudwatch.logs import follow
 from windlass.local.jobs import environments
 from windlass.local.jobs.environments import Environments, RequirementsFailed
 from windlass.local.processes import BASE, Child, Container, Keeper
-from windlass.plans import vendor_server
 
 if TYPE_CHECKING:
     from windlass.local.hosting.multi_model import Repository
@@ -52,6 +52,24 @@ IDLE_CONNECTION_SECONDS = 4.0
 LOG_TAIL_LINES = 200
 FAILURE_REASON_LENGTH = 1024
 _PORTS = range(20_000, 32_000)  # below the range from which Linux takes ports for outgoing connections
+
+
+def told(
+    content_type: str | None,
+    accept: str | None,
+    custom_attributes: str | None,
+    inference_id: str | None,
+    **others: str | None,
+) -> dict[str, str]:
+    """The headers a container gets with a request; those that have no value are left out."""
+    values = {
+        "Content-Type": content_type,
+        "Accept": accept,
+        "X-Amzn-SageMaker-Custom-Attributes": custom_attributes,
+        "X-Amzn-SageMaker-Inference-Id": inference_id,
+        **others,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
 class FleetFailed(Exception):

@@ -29,7 +29,25 @@ from windlass.local.iam.policy import parse
 class Sessions(TokenResponse):  # type: ignore[misc]
     """STS."""
 
+    def _keep_to_this_account(self) -> None:
+        """Raise AWS's error for a role that is none, or of another account: there is no other here."""
+        arn = self._get_param("RoleArn") or ""
+        parts = arn.split(":", 5)
+        if len(parts) < 6 or parts[2] != "iam" or not parts[5].startswith("role/"):
+            raise Fault("ValidationError", f"{arn} is invalid")
+        if parts[4] != ACCOUNT:
+            raise Fault(
+                "AccessDenied",
+                f"Not authorized to perform: sts:AssumeRole on resource: {arn}. The local cloud has one account, {ACCOUNT}: "
+                f"give a role of it, or start a second local cloud in the place of account {parts[4]}.",
+            )
+
+    def assume_role_with_web_identity(self) -> ActionResult:
+        self._keep_to_this_account()
+        return super().assume_role_with_web_identity()
+
     def assume_role(self) -> ActionResult:
+        self._keep_to_this_account()
         role = principals.role_of(self._get_param("RoleArn") or "")
         duration = self._get_int_param("DurationSeconds", 3600)
         longest = int(role.max_session_duration or 3600) if role else 43_200

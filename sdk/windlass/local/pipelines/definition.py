@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from moto.core.utils import get_service_model
 
 from windlass.local.pipelines import jsonpath
+from windlass.local.pipelines.policies import BadPolicy, Cache, Retry
 
 VERSION = "2020-12-01"
 JOBS = {
@@ -31,6 +32,20 @@ JOBS = {
 """Step types that create something, and the noun of the operation that does it."""
 
 TYPES = (*JOBS, "Condition", "Fail")
+CACHED = ("Training", "Processing", "Transform", "Tuning")
+"""Step types whose results can be taken from an earlier run."""
+
+STEP_MEMBERS = (
+    "Name",
+    "Type",
+    "Arguments",
+    "DependsOn",
+    "DisplayName",
+    "Description",
+    "PropertyFiles",
+    "CacheConfig",
+    "RetryPolicies",
+)
 EXECUTION_VARIABLES = (
     "CurrentDateTime",
     "PipelineArn",
@@ -109,6 +124,8 @@ class Step:
     needs: frozenset[str] = frozenset()
     branch: tuple[str, bool] | None = None
     files: Mapping[str, PropertyFile] = field(default_factory=dict)
+    cache: Cache | None = None
+    retries: Sequence[Retry] = ()
     display_name: str | None = None
     description: str | None = None
 
@@ -149,7 +166,10 @@ def parse(text: str) -> Definition:
         raise BadDefinition("Expecting start of Json Object.")
     if document.get("Version") != VERSION:
         raise BadDefinition(f"Version must be '{VERSION}', not '{document.get('Version')}'.")
-    parameters = {each.name: each for each in map(_parameter, _list(document, "Parameters", "the definition"))}
+    given = [_parameter(each) for each in _list(document, "Parameters", "the definition")]
+    parameters = {each.name: each for each in given}
+    if len(parameters) < len(given):
+        raise BadDefinition(f"Parameter names must be unique, not {[each.name for each in given]}.")
     steps: dict[str, Step] = {}
     for step in _steps(_list(document, "Steps", "the definition"), None):
         if step.name in steps:
@@ -235,6 +255,8 @@ def _steps(given: Sequence[Any], branch: tuple[str, bool] | None) -> Iterator[St
             raise BadDefinition(
                 f"The local cloud does not run steps of type '{kind}' (step '{name}'). It runs: {', '.join(TYPES)}."
             )
+        if unknown := sorted(set(each) - set(STEP_MEMBERS)):
+            raise BadDefinition(f"Step '{name}' has unknown members {unknown}. It may have: {', '.join(STEP_MEMBERS)}.")
         arguments = each.get("Arguments")
         if not isinstance(arguments, dict):
             raise BadDefinition(f"Step '{name}' has no Arguments.")
@@ -253,12 +275,24 @@ def _steps(given: Sequence[Any], branch: tuple[str, bool] | None) -> Iterator[St
             frozenset(needs | ({branch[0]} if branch else set())),
             branch,
             files,
+            *_policies(each, name, kind),
             each.get("DisplayName"),
             each.get("Description"),
         )
         if kind == "Condition":
             for member, outcome in (("IfSteps", True), ("ElseSteps", False)):
                 yield from _steps(_list(arguments, member, f"step '{name}'"), (name, outcome))
+
+
+def _policies(given: Mapping[str, Any], name: str, kind: str) -> tuple[Cache | None, tuple[Retry, ...]]:
+    try:
+        cache = Cache.read(given["CacheConfig"]) if "CacheConfig" in given else None
+        retries = tuple(map(Retry.read, _list(given, "RetryPolicies", f"step '{name}'")))
+    except BadPolicy as error:
+        raise BadDefinition(f"Step '{name}': {error}") from error
+    if cache and kind not in CACHED:
+        raise BadDefinition(f"Step '{name}': CacheConfig is for steps of type {', '.join(CACHED)}, not {kind}.")
+    return cache, retries
 
 
 def _check_arguments(name: str, kind: str, arguments: Mapping[str, Any]) -> None:

@@ -4,186 +4,32 @@
     pipelines.create("us-east-1", request)                        # checks the definition as AWS does
     pipelines.start(arn, {"Epochs": "3"}, token)                  # what EventBridge does; returns the execution's ARN
 
-Steps that do not need each other run at once. What a definition means is in `pipeline_definition.py`.
+Steps that do not need each other run at once. What a definition means is in `definition.py`, what a step does in `steps.py`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-import secrets
-import string
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from moto.core.responses import ActionResult
 
 from windlass.local import cloud as clouds
 from windlass.local import storage
 from windlass.local.faults import Fault, not_here
 from windlass.local.iam.authorizer import as_role
-from windlass.local.jobs.containers import s3_uri
 from windlass.local.jobs.lifecycle import when
 from windlass.local.listing import select
 from windlass.local.pipelines import definition as definitions
-from windlass.local.pipelines.definition import JOBS, BadDefinition, Definition, Step, Unresolved
+from windlass.local.pipelines.definition import BadDefinition, Definition, Step
+from windlass.local.pipelines.execution import Execution, Pipeline, StepRun
+from windlass.local.pipelines.steps import Call, Steps, random_id
 
 if TYPE_CHECKING:
     from windlass.local.cloud import Cloud
 
-log = logging.getLogger(__name__)
-
-Call = Callable[[str, str, Mapping[str, Any]], dict[str, Any]]
-
-DEFAULT_PARALLEL_STEPS = 50
-"""As many as SageMaker runs at once in one execution."""
-
-REASON_CHARACTERS = 1024
-_ALPHABET = string.ascii_lowercase + string.digits
-_METADATA = {
-    "Tuning": "TuningJob",
-    "Training": "TrainingJob",
-    "Processing": "ProcessingJob",
-    "Transform": "TransformJob",
-}
 _ARN = re.compile(r"arn:aws:sagemaker:([^:]+):[^:]+:pipeline/([^/]+)(/execution/[^/]+)?")
-
-
-class _StepFailed(Exception):
-    """A step ends as Failed, with this FailureReason."""
-
-
-@dataclass(eq=False)
-class Pipeline:
-    """One pipeline. ``text`` is its definition as it was given, ``tokens`` are those of the requests that started it."""
-
-    region: str
-    name: str
-    arn: str
-    request: dict[str, Any]
-    text: str
-    definition: Definition
-    created: float
-    modified: float
-    last_run: float | None = None
-    tokens: dict[str, str] = field(default_factory=dict)
-
-
-_SAVED_OF_PIPELINE = ("region", "name", "arn", "request", "text", "created", "modified", "last_run", "tokens")
-_SAVED_OF_EXECUTION = ("id", "request", "text", "parameters", "created", "modified", "status", "failure")
-_SAVED_OF_RUN = (
-    "started",
-    "status",
-    "ended",
-    "failure",
-    "made",
-    "arn",
-    "properties",
-    "outcome",
-    "message",
-    "attempts",
-)
-
-
-@dataclass(eq=False)
-class StepRun:
-    """One step of an execution, since it has started.
-
-    Attributes:
-        made: the name of what it created, as the Describe and Stop operations want it.
-        properties: what other steps can refer to.
-        outcome: of a condition.
-    """
-
-    step: Step
-    started: float
-    status: str = "Starting"
-    ended: float | None = None
-    failure: str | None = None
-    made: str = ""
-    arn: str = ""
-    properties: dict[str, Any] = field(default_factory=dict)
-    outcome: bool | None = None
-    message: str = ""
-    attempts: int = 1
-
-    @property
-    def over(self) -> bool:
-        return self.status in ("Stopped", "Failed", "Succeeded")
-
-
-@dataclass(eq=False)
-class Execution:
-    """One run of a pipeline, with the definition as it was when it started."""
-
-    pipeline: Pipeline
-    id: str
-    request: Mapping[str, Any]
-    text: str
-    definition: Definition
-    parameters: dict[str, Any]
-    created: float
-    modified: float
-    status: str = "Executing"
-    failure: str | None = None
-    runs: dict[str, StepRun] = field(default_factory=dict)
-    tokens: set[str] = field(default_factory=set)
-    done: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def arn(self) -> str:
-        return f"{self.pipeline.arn}/execution/{self.id}"
-
-    @property
-    def parallel(self) -> int:
-        config = self.request.get("ParallelismConfiguration") or self.pipeline.request.get("ParallelismConfiguration")
-        return int((config or {}).get("MaxParallelExecutionSteps") or DEFAULT_PARALLEL_STEPS)
-
-
-class _Scope:
-    """What the expressions of one step see."""
-
-    def __init__(self, cloud: Cloud, execution: Execution, job_name: str) -> None:
-        self._cloud, self._execution, self._job_name = cloud, execution, job_name
-
-    def parameter(self, name: str) -> Any:
-        return self._execution.parameters[name]
-
-    def execution(self, name: str) -> Any:
-        pipeline, execution = self._execution.pipeline, self._execution
-        return {
-            "PipelineExecutionId": execution.id,
-            "PipelineExecutionArn": execution.arn,
-            "PipelineName": pipeline.name,
-            "PipelineArn": pipeline.arn,
-            "StartDateTime": _iso(execution.created),
-            "CurrentDateTime": _iso(self._cloud.clock.now()),
-            "TrainingJobName": self._job_name,
-            "ProcessingJobName": self._job_name,
-        }[name]
-
-    def properties(self, step: str) -> Mapping[str, Any]:
-        return self._execution.runs[step].properties
-
-    def property_file(self, step: str, name: str) -> Any:
-        file = self._execution.definition.steps[step].files[name]
-        outputs = (self.properties(step).get("ProcessingOutputConfig") or {}).get("Outputs") or []
-        for output in outputs:
-            if output["OutputName"] == file.output and output.get("S3Output"):
-                return self.json_at(f"{output['S3Output']['S3Uri'].rstrip('/')}/{file.path.lstrip('/')}")
-        raise Unresolved(f"Step '{step}' has no output '{file.output}', which its property file '{name}' is in")
-
-    def json_at(self, uri: str) -> Any:
-        try:
-            return json.loads(storage.read(s3_uri(uri)))
-        except storage.Missing as error:
-            raise Unresolved(f"JsonGet cannot read {uri}: {error}") from error
-        except ValueError as error:
-            raise Unresolved(f"JsonGet cannot read {uri}, which is not JSON: {error}") from error
 
 
 class Pipelines:
@@ -195,8 +41,8 @@ class Pipelines:
 
     def __init__(self, cloud: Cloud, call: Call | None = None) -> None:
         self._cloud = cloud
-        self._call = call or _call
         self._change = threading.Condition(threading.RLock())
+        self._steps = Steps(cloud, call, self._change, self._save, self._executions_of)
         self._pipelines: dict[tuple[str, str], Pipeline] = {}
         self._executions: dict[str, Execution] = {}
         self._kept_pipelines = cloud.database.table("pipelines")
@@ -216,7 +62,7 @@ class Pipelines:
             execution.runs = {name: StepRun(definition.steps[name], **run) for name, run in runs.items()}
             execution.done.set()
             self._executions[execution.arn] = execution
-            if execution.status in ("Executing", "Stopping"):
+            if execution.active:
                 self._fail_interrupted(execution)
 
     def _fail_interrupted(self, execution: Execution) -> None:
@@ -233,20 +79,13 @@ class Pipelines:
         self._announce(execution, before)
 
     def _save_pipeline(self, pipeline: Pipeline) -> None:
-        key = f"{pipeline.region}/{pipeline.name.lower()}"
-        self._kept_pipelines.save(key, {name: getattr(pipeline, name) for name in _SAVED_OF_PIPELINE})
+        self._kept_pipelines.save(pipeline.key, pipeline.record())
 
     def _save(self, execution: Execution) -> None:
         """Keep what a later server is to know. Called with every change that a client can see."""
         if self._closing or self._executions.get(execution.arn) is not execution:
             return  # what happens to it after that is not its own doing
-        record = {name: getattr(execution, name) for name in _SAVED_OF_EXECUTION}
-        record |= {"region": execution.pipeline.region, "pipeline": execution.pipeline.name.lower()}
-        record["tokens"] = sorted(execution.tokens)
-        record["runs"] = {
-            name: {member: getattr(run, member) for member in _SAVED_OF_RUN} for name, run in execution.runs.items()
-        }
-        self._kept_executions.save(execution.arn, record)
+        self._kept_executions.save(execution.arn, execution.record())
 
     # -- pipelines ----------------------------------------------------------------------------------------------------
 
@@ -289,36 +128,14 @@ class Pipelines:
     def describe(self, region: str, name: str) -> dict[str, Any]:
         """DescribePipeline's answer."""
         with self._change:
-            pipeline = self._find(region, name)
-            return {
-                "PipelineArn": pipeline.arn,
-                "PipelineName": pipeline.name,
-                "PipelineDisplayName": pipeline.request.get("PipelineDisplayName", pipeline.name),
-                "PipelineDefinition": pipeline.text,
-                "PipelineDescription": pipeline.request.get("PipelineDescription"),
-                "RoleArn": pipeline.request["RoleArn"],
-                "PipelineStatus": "Active",
-                "CreationTime": when(pipeline.created),
-                "LastModifiedTime": when(pipeline.modified),
-                "LastRunTime": when(pipeline.last_run),
-                "ParallelismConfiguration": pipeline.request.get("ParallelismConfiguration"),
-            }
+            return self._find(region, name).description()
 
     def list(self, region: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """ListPipelines' answer."""
         prefix = params.get("PipelineNamePrefix", "")
         with self._change:
             summaries = [
-                {
-                    "PipelineArn": each.arn,
-                    "PipelineName": each.name,
-                    "PipelineDisplayName": each.request.get("PipelineDisplayName", each.name),
-                    "PipelineDescription": each.request.get("PipelineDescription"),
-                    "RoleArn": each.request["RoleArn"],
-                    "CreationTime": when(each.created),
-                    "LastModifiedTime": when(each.modified),
-                    "LastExecutionTime": when(each.last_run),
-                }
+                each.summary()
                 for each in self._pipelines.values()
                 if each.region == region and each.name.startswith(prefix)
             ]
@@ -329,8 +146,8 @@ class Pipelines:
         """DeletePipeline: with its executions, none of which may be running."""
         with self._change:
             pipeline = self._find(region, name)
-            mine = [each for each in self._executions.values() if each.pipeline is pipeline]
-            if any(each.status in ("Executing", "Stopping") for each in mine):
+            mine = self._executions_of(pipeline)
+            if any(each.active for each in mine):
                 raise Fault(
                     "ConflictException",
                     f"Pipeline {pipeline.arn} cannot be deleted while it is being executed. Stop its executions first.",
@@ -339,7 +156,7 @@ class Pipelines:
                 del self._executions[each.arn]
                 self._kept_executions.delete(each.arn)
             del self._pipelines[pipeline.region, pipeline.name.lower()]
-            self._kept_pipelines.delete(f"{pipeline.region}/{pipeline.name.lower()}")
+            self._kept_pipelines.delete(pipeline.key)
             return pipeline.arn
 
     # -- executions ---------------------------------------------------------------------------------------------------
@@ -367,7 +184,7 @@ class Pipelines:
             parameters = _read_parameters(pipeline.definition, request.get("PipelineParameters") or [])
             now = self._now()
             execution = Execution(
-                pipeline, _random(12), dict(request), pipeline.text, pipeline.definition, parameters, now, now
+                pipeline, random_id(12), dict(request), pipeline.text, pipeline.definition, parameters, now, now
             )
             pipeline.last_run = now
             pipeline.tokens[token] = execution.arn
@@ -383,7 +200,7 @@ class Pipelines:
             execution = self._execution(request["PipelineExecutionArn"])
             if request["ClientRequestToken"] in execution.tokens:
                 return execution.arn
-            if execution.status not in ("Executing", "Stopping"):
+            if not execution.active:
                 raise Fault(
                     "ValidationException",
                     f"Pipeline execution {execution.arn} cannot be stopped: it is in status {execution.status}.",
@@ -397,7 +214,7 @@ class Pipelines:
         if changed:
             self._announce(execution, "Executing")
         for run in running:
-            self._stop_step(execution, run)
+            self._steps.stop(execution, run)
         return execution.arn
 
     def retry_execution(self, request: Mapping[str, Any]) -> str:
@@ -439,18 +256,7 @@ class Pipelines:
     def describe_execution(self, arn: str) -> dict[str, Any]:
         """DescribePipelineExecution's answer."""
         with self._change:
-            execution = self._execution(arn)
-            return {
-                "PipelineArn": execution.pipeline.arn,
-                "PipelineExecutionArn": execution.arn,
-                "PipelineExecutionDisplayName": _display_name(execution),
-                "PipelineExecutionStatus": execution.status,
-                "PipelineExecutionDescription": execution.request.get("PipelineExecutionDescription"),
-                "FailureReason": execution.failure,
-                "CreationTime": when(execution.created),
-                "LastModifiedTime": when(execution.modified),
-                "ParallelismConfiguration": execution.request.get("ParallelismConfiguration"),
-            }
+            return self._execution(arn).description()
 
     def describe_definition(self, arn: str) -> dict[str, Any]:
         """DescribePipelineDefinitionForExecution's answer."""
@@ -462,19 +268,8 @@ class Pipelines:
         """ListPipelineExecutions' answer."""
         with self._change:
             pipeline = self._find(region, params["PipelineName"])
-            summaries = [
-                {
-                    "PipelineExecutionArn": each.arn,
-                    "StartTime": when(each.created),
-                    "CreationTime": when(each.created),
-                    "PipelineExecutionStatus": each.status,
-                    "PipelineExecutionDescription": each.request.get("PipelineExecutionDescription"),
-                    "PipelineExecutionDisplayName": _display_name(each),
-                    "PipelineExecutionFailureReason": each.failure,
-                }
-                for each in self._executions.values()
-                if each.pipeline is pipeline
-            ]
+            found = self._executions_of(pipeline)
+            summaries = [{**each.summary(), "CreationTime": when(each.created)} for each in found]
         page, token = select(summaries, _asked(params), name="PipelineExecutionArn")
         return {"PipelineExecutionSummaries": _without_creation(page), "NextToken": token}
 
@@ -482,21 +277,7 @@ class Pipelines:
         """ListPipelineExecutionSteps' answer: the steps that have started, the latest first."""
         with self._change:
             execution = self._execution(params.get("PipelineExecutionArn", ""))
-            steps = [
-                {
-                    "StepName": run.step.name,
-                    "StepDisplayName": run.step.display_name,
-                    "StepDescription": run.step.description,
-                    "StartTime": when(run.started),
-                    "CreationTime": when(run.started),
-                    "EndTime": when(run.ended),
-                    "StepStatus": run.status,
-                    "FailureReason": run.failure,
-                    "Metadata": _metadata(run),
-                    "AttemptCount": run.attempts,
-                }
-                for run in execution.runs.values()
-            ]
+            steps = [{**run.summary(), "CreationTime": when(run.started)} for run in execution.runs.values()]
         page, token = select(steps, _asked(params), name="StepName")
         return {"PipelineExecutionSteps": _without_creation(page), "NextToken": token}
 
@@ -546,7 +327,7 @@ class Pipelines:
                     run = execution.runs[step.name] = StepRun(step, self._now())
                     self._save(execution)
                     threading.Thread(
-                        target=as_role(execution.pipeline.request["RoleArn"], self._run_step),
+                        target=as_role(execution.role, self._steps.run),
                         args=(execution, run),
                         name=f"step-{step.name}",
                         daemon=True,
@@ -578,121 +359,6 @@ class Pipelines:
             return False
         return step.branch is None or runs[step.branch[0]].outcome is step.branch[1]
 
-    def _run_step(self, execution: Execution, run: StepRun) -> None:
-        status, failure = "Succeeded", None
-        try:
-            if run.step.kind == "Fail":
-                run.message = str(definitions.evaluate(run.step.arguments["ErrorMessage"], self._scope(execution, run)))
-                raise _StepFailed(run.message)
-            if run.step.kind == "Condition":
-                scope = self._scope(execution, run)
-                run.outcome = all(definitions.holds(each, scope) for each in run.step.arguments["Conditions"])
-                run.properties = {"Outcome": "True" if run.outcome else "False"}
-            else:
-                self._do(execution, run)
-        except (_StepFailed, Unresolved) as error:
-            status, failure = "Failed", str(error)
-        except Exception as error:  # a step must end in a state, not in a silent thread
-            log.exception("Step %s of %s failed inside the local cloud", run.step.name, execution.arn)
-            status, failure = "Failed", f"InternalServerError: {type(error).__name__}: {error}"
-        with self._change:
-            if run.status == "Stopping" and status == "Failed":
-                status, failure = "Stopped", None
-            run.status, run.ended = status, self._now()
-            run.failure = failure[:REASON_CHARACTERS] if failure else None
-            self._save(execution)
-            self._change.notify_all()
-
-    def _do(self, execution: Execution, run: StepRun) -> None:
-        """Create what the step is for, and wait until it is done."""
-        region, step = execution.pipeline.region, run.step
-        noun = JOBS[step.kind]
-        run.made = _job_name(execution, step)
-        scope = self._scope(execution, run)
-        request = definitions.request(step, definitions.evaluate(dict(step.arguments), scope))
-        if step.kind == "RegisterModel":
-            self._ensure_group(region, request.get("ModelPackageGroupName"))
-        else:
-            request[f"{noun}Name"] = run.made
-        request["Tags"] = [
-            *(request.get("Tags") or []),
-            {"Key": "sagemaker:pipeline-execution-arn", "Value": execution.arn},
-            {"Key": "sagemaker:pipeline-step-name", "Value": step.name},
-        ]
-        try:
-            answer = self._call(region, f"Create{noun}", request)
-        except Fault as error:
-            raise _StepFailed(
-                f"ClientError: Failed to invoke sagemaker:Create{noun}. Error Details: {error.message}"
-            ) from error
-        with self._change:
-            run.arn = str(answer[f"{noun}Arn"])
-            run.made = run.arn if step.kind == "RegisterModel" else run.made
-            stopping = run.status == "Stopping"
-            if not stopping:
-                run.status = "Executing"
-            self._save(execution)
-        if stopping:  # the request to stop came while it was being created
-            self._stop_step(execution, run)
-        if step.kind in _METADATA:
-            self._waiters()[step.kind](region, run.made, None)
-        try:
-            told = self._call(region, f"Describe{noun}", {f"{noun}Name": run.made})
-            if step.kind == "Tuning":
-                told["TrainingJobSummaries"] = self._ranked(region, run.made, told)
-        except Fault as error:
-            raise _StepFailed(f"ClientError: {noun} {run.made} is gone: {error.message}") from error
-        run.properties = told
-        status = told.get(f"{noun}Status", "Completed")
-        if status != "Completed":
-            reason = told.get("FailureReason") or f"{noun} {run.made} ended in status {status}"
-            raise _StepFailed(f"ClientError: {reason}")
-
-    def _ranked(self, region: str, name: str, told: Mapping[str, Any]) -> Sequence[Any]:
-        """The training jobs of a tuning step, the best first: what ``TrainingJobSummaries[0]`` refers to."""
-        best = told.get("BestTrainingJob", {}).get("FinalHyperParameterTuningJobObjectiveMetric", {})
-        order = "Descending" if best.get("Type") == "Maximize" else "Ascending"
-        answer = self._call(
-            region,
-            "ListTrainingJobsForHyperParameterTuningJob",
-            {"HyperParameterTuningJobName": name, "SortBy": "FinalObjectiveMetricValue", "SortOrder": order},
-        )
-        found: Sequence[Any] = answer["TrainingJobSummaries"]
-        return found
-
-    def _ensure_group(self, region: str, name: str | None) -> None:
-        """Make the model package group of a RegisterModel step when there is none yet, as pipelines do."""
-        if not name or name.startswith("arn:"):
-            return
-        try:
-            self._call(region, "DescribeModelPackageGroup", {"ModelPackageGroupName": name})
-        except Fault:
-            try:
-                self._call(region, "CreateModelPackageGroup", {"ModelPackageGroupName": name})
-            except Fault as error:
-                log.debug("%s", error)  # another step was faster; if not, CreateModelPackage says why
-
-    def _stop_step(self, execution: Execution, run: StepRun) -> None:
-        if run.step.kind not in _METADATA or not run.arn:
-            return
-        noun = JOBS[run.step.kind]
-        try:
-            self._call(execution.pipeline.region, f"Stop{noun}", {f"{noun}Name": run.made})
-        except Fault as error:
-            log.debug("%s", error)  # it has just ended by itself
-
-    def _waiters(self) -> Mapping[str, Callable[[str, str, float | None], str]]:
-        cloud = self._cloud
-        return {
-            "Training": cloud.jobs.wait,
-            "Processing": cloud.processing.wait,
-            "Transform": cloud.transform.wait,
-            "Tuning": cloud.tuning.wait,
-        }
-
-    def _scope(self, execution: Execution, run: StepRun) -> _Scope:
-        return _Scope(self._cloud, execution, run.made)
-
     # -- records ------------------------------------------------------------------------------------------------------
 
     def _find(self, region: str, name: str) -> Pipeline:
@@ -703,6 +369,9 @@ class Pipelines:
         except KeyError:
             arn = f"arn:aws:sagemaker:{region}:{clouds.ACCOUNT}:pipeline/{short.lower()}"
             raise Fault("ResourceNotFound", f"Pipeline '{arn}' does not exist.") from None
+
+    def _executions_of(self, pipeline: Pipeline) -> Sequence[Execution]:
+        return [each for each in self._executions.values() if each.pipeline is pipeline]
 
     def _execution(self, arn: str) -> Execution:
         try:
@@ -716,90 +385,10 @@ class Pipelines:
         self._change.notify_all()
 
     def _announce(self, execution: Execution, before: str) -> None:
-        over = execution.status not in ("Executing", "Stopping")
-        self._cloud.events.put(
-            execution.pipeline.region,
-            {
-                "detail-type": "SageMaker Model Building Pipeline Execution Status Change",
-                "source": "aws.sagemaker",
-                "resources": [execution.pipeline.arn, execution.arn],
-                "detail": {
-                    "pipelineArn": execution.pipeline.arn,
-                    "pipelineExecutionArn": execution.arn,
-                    "pipelineExecutionDescription": execution.request.get("PipelineExecutionDescription", ""),
-                    "pipelineExecutionDisplayName": _display_name(execution),
-                    "currentPipelineExecutionStatus": execution.status,
-                    **({"previousPipelineExecutionStatus": before} if before else {}),
-                    "executionStartTime": _iso(execution.created),
-                    **({"executionEndTime": _iso(execution.modified)} if over else {}),
-                },
-            },
-        )
+        self._cloud.events.put(execution.pipeline.region, execution.event(before))
 
     def _now(self) -> float:
         return self._cloud.clock.now()
-
-
-class PipelineOperations:
-    """The pipelines' part of the SageMaker API."""
-
-    params: Any
-    region: str
-
-    @property
-    def _pipelines(self) -> Pipelines:
-        return clouds.current().pipelines
-
-    def create_pipeline(self) -> ActionResult:
-        return ActionResult({"PipelineArn": self._pipelines.create(self.region, self.params)})
-
-    def update_pipeline(self) -> ActionResult:
-        return ActionResult({"PipelineArn": self._pipelines.update(self.region, self.params)})
-
-    def describe_pipeline(self) -> ActionResult:
-        for member in ("PipelineVersionId", "PipelineVersionAlias"):
-            if self.params.get(member):
-                raise not_here(f"{member} of DescribePipeline")
-        return ActionResult(self._pipelines.describe(self.region, self.params["PipelineName"]))
-
-    def list_pipelines(self) -> ActionResult:
-        return ActionResult(self._pipelines.list(self.region, self.params))
-
-    def delete_pipeline(self) -> ActionResult:
-        return ActionResult({"PipelineArn": self._pipelines.delete(self.region, self.params["PipelineName"])})
-
-    def start_pipeline_execution(self) -> ActionResult:
-        return ActionResult({"PipelineExecutionArn": self._pipelines.start_execution(self.region, self.params)})
-
-    def stop_pipeline_execution(self) -> ActionResult:
-        return ActionResult({"PipelineExecutionArn": self._pipelines.stop_execution(self.params)})
-
-    def retry_pipeline_execution(self) -> ActionResult:
-        return ActionResult({"PipelineExecutionArn": self._pipelines.retry_execution(self.params)})
-
-    def update_pipeline_execution(self) -> ActionResult:
-        return ActionResult({"PipelineExecutionArn": self._pipelines.update_execution(self.params)})
-
-    def describe_pipeline_execution(self) -> ActionResult:
-        return ActionResult(self._pipelines.describe_execution(self.params["PipelineExecutionArn"]))
-
-    def describe_pipeline_definition_for_execution(self) -> ActionResult:
-        return ActionResult(self._pipelines.describe_definition(self.params["PipelineExecutionArn"]))
-
-    def list_pipeline_executions(self) -> ActionResult:
-        return ActionResult(self._pipelines.list_executions(self.region, self.params))
-
-    def list_pipeline_execution_steps(self) -> ActionResult:
-        return ActionResult(self._pipelines.list_steps(self.params))
-
-    def list_pipeline_parameters_for_execution(self) -> ActionResult:
-        return ActionResult(self._pipelines.list_parameters(self.params))
-
-
-def _call(region: str, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    from windlass.local import sagemaker  # late: it is made of all these parts
-
-    return sagemaker.call(region, action, params)
 
 
 def _read_definition(request: Mapping[str, Any]) -> tuple[str, Definition]:
@@ -847,34 +436,6 @@ def _read_parameters(definition: Definition, given: Sequence[Mapping[str, str]])
     return values
 
 
-def _job_name(execution: Execution, step: Step) -> str:
-    """As SageMaker names what its pipelines create, within the length that the kind allows."""
-    if step.kind == "Tuning":
-        return f"{execution.id}-{_slug(step.name, 8)}-{_random(10)}"
-    return f"pipelines-{execution.id}-{_slug(step.name, 28)}-{_random(10)}"
-
-
-def _slug(name: str, length: int) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name)[:length].strip("-")
-
-
-def _random(length: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
-
-
-def _metadata(run: StepRun) -> dict[str, Any] | None:
-    if run.step.kind == "Condition":
-        return None if run.outcome is None else {"Condition": {"Outcome": "True" if run.outcome else "False"}}
-    if run.step.kind == "Fail":
-        return {"Fail": {"ErrorMessage": run.message}} if run.message else None
-    return {_METADATA.get(run.step.kind, run.step.kind): {"Arn": run.arn}} if run.arn else None
-
-
-def _display_name(execution: Execution) -> str:
-    given = execution.request.get("PipelineExecutionDisplayName")
-    return str(given or f"execution-{int(execution.created * 1000)}")
-
-
 def _asked(params: Mapping[str, Any]) -> dict[str, Any]:
     """The request of a List operation in the words that all others have: the newest first, unless asked otherwise."""
     renamed = {"CreatedAfter": "CreationTimeAfter", "CreatedBefore": "CreationTimeBefore"}
@@ -884,7 +445,3 @@ def _asked(params: Mapping[str, Any]) -> dict[str, Any]:
 def _without_creation(page: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What only the order needed is no member of these summaries."""
     return [{name: value for name, value in item.items() if name != "CreationTime"} for item in page]
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,16 @@ def test_retain_holds_in_a_rollback_and_retain_except_on_create_does_not(clients
             "ValidationError",
             r"Parameter P failed to satisfy constraint: must match pattern \[a-z\]\+",
         ),
+        (
+            {
+                "TemplateBody": json.dumps(
+                    {"Parameters": {"P": {"Type": "AWS::SSM::Parameter::Value<String>"}}, "Resources": {"T": TOPIC}}
+                ),
+                "Parameters": [{"ParameterKey": "P", "ParameterValue": "/not/there"}],
+            },
+            "ValidationError",
+            r"Unable to fetch parameters \[/not/there\] from parameter store for this account",
+        ),
     ],
 )
 def test_a_bad_request_makes_no_stack(clients: Clients, request_: dict[str, Any], code: str, message: str) -> None:
@@ -308,12 +318,83 @@ def test_an_alarm_is_one_that_cloudwatch_has(clients: Clients, stack: str) -> No
         },
     }
     clients.cloudformation.create_stack(StackName=stack, TemplateBody=body(T=TOPIC, A=alarm))
-    assert state(clients, stack) == "CREATE_COMPLETE", events(clients, stack)
+    assert state(clients, stack) == "CREATE_COMPLETE", [e[2] for e in events(clients, stack)]
     ids = physical(clients, stack)
     (found,) = clients.cloudwatch.describe_alarms(AlarmNames=[ids["A"]])["MetricAlarms"]
     assert (found["Threshold"], found["Period"], found["AlarmActions"]) == (0.9, 10, [ids["T"]])
     clients.cloudformation.delete_stack(StackName=stack)
     assert clients.cloudwatch.describe_alarms(AlarmNames=[ids["A"]])["MetricAlarms"] == []
+
+
+ALARM = {
+    "AlarmName": "tagged",
+    "ComparisonOperator": "GreaterThanThreshold",
+    "EvaluationPeriods": 1,
+    "MetricName": "M",
+    "Namespace": "N",
+    "Period": 60,
+    "Statistic": "Sum",
+    "Threshold": 1,
+}
+FUNCTION = {
+    "Code": {"ZipFile": "def handler(event, context): ..."},
+    "FunctionName": "tagged",
+    "Handler": "index.handler",
+    "Role": "arn:aws:iam::123456789012:role/of-the-function",
+    "Runtime": "python3.12",
+}
+
+
+def tags_of_alarm(clients: Clients, arn: str) -> dict[str, str]:
+    found = clients.cloudwatch.list_tags_for_resource(ResourceARN=arn)["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in found}
+
+
+def tags_of_function(clients: Clients, arn: str) -> dict[str, str]:
+    found: dict[str, str] = getattr(clients, "lambda").list_tags(Resource=arn)["Tags"]
+    return found
+
+
+def tags_of_group(clients: Clients, arn: str) -> dict[str, str]:
+    found: dict[str, str] = clients.logs.list_tags_for_resource(resourceArn=arn.removesuffix(":*"))["tags"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "properties", "tags"),
+    [
+        ("CloudWatch::Alarm", ALARM, tags_of_alarm),
+        ("CloudWatch::CompositeAlarm", {"AlarmName": "tagged", "AlarmRule": "FALSE"}, tags_of_alarm),
+        ("Lambda::Function", FUNCTION, tags_of_function),
+        ("Logs::LogGroup", {"LogGroupName": "tagged"}, tags_of_group),
+    ],
+)
+def test_an_update_changes_adds_and_removes_tags(
+    clients: Clients,
+    stack: str,
+    request: pytest.FixtureRequest,
+    kind: str,
+    properties: Mapping[str, Any],
+    tags: Callable[[Clients, str], dict[str, str]],
+) -> None:
+    def tagged(**pairs: str) -> str:
+        given = [{"Key": key, "Value": value} for key, value in pairs.items()]
+        resource = {"Type": f"AWS::{kind}", "Properties": {**properties, "Tags": given}}
+        return body({"Arn": {"Fn::GetAtt": ["R", "Arn"]}}, R=resource)
+
+    if properties is FUNCTION:
+        trusted = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        trust = json.dumps({"Version": "2012-10-17", "Statement": trusted})
+        clients.iam.create_role(RoleName="of-the-function", AssumeRolePolicyDocument=trust)
+        request.addfinalizer(lambda: clients.iam.delete_role(RoleName="of-the-function"))
+    clients.cloudformation.create_stack(StackName=stack, TemplateBody=tagged(a="1", b="2"))
+    arn = clients.cloudformation.describe_stacks(StackName=stack)["Stacks"][0]["Outputs"][0]["OutputValue"]
+    assert tags(clients, arn) == {"a": "1", "b": "2"}
+
+    clients.cloudformation.update_stack(StackName=stack, TemplateBody=tagged(a="3", c="4"))
+
+    assert state(clients, stack) == "UPDATE_COMPLETE"
+    assert tags(clients, arn) == {"a": "3", "c": "4"}
 
 
 def test_a_subscription_delivers(clients: Clients, stack: str) -> None:
@@ -357,7 +438,7 @@ def test_a_type_of_motos_own_still_works(clients: Clients, stack: str) -> None:
         },
     }
     clients.cloudformation.create_stack(StackName=stack, TemplateBody=body({"Table": {"Ref": "D"}}, D=table))
-    assert state(clients, stack) == "CREATE_COMPLETE", events(clients, stack)
+    assert state(clients, stack) == "CREATE_COMPLETE", [e[2] for e in events(clients, stack)]
     assert clients.dynamodb.list_tables()["TableNames"] == ["things"]
     clients.cloudformation.delete_stack(StackName=stack)
     assert clients.dynamodb.list_tables()["TableNames"] == []

@@ -47,6 +47,45 @@ def test_expressions(expression: Any, value: Any) -> None:
     assert scope().resolve(expression) == value
 
 
+def values(given: dict[str, str], **declared: Any) -> dict[str, Any]:
+    return template(Parameters=declared).values(given, {"/image": "newest", "/zones": "a,b"}.__getitem__)
+
+
+def test_parameters_have_defaults_and_types() -> None:
+    declared = {
+        "Name": {"Type": "String", "Default": "digits", "MinLength": 1, "MaxLength": "6"},
+        "Count": {"Type": "Number", "MinValue": "1", "MaxValue": 4},
+        "Zones": {"Type": "CommaDelimitedList", "AllowedValues": ["a", "b", "c"]},
+        "Image": {"Type": "AWS::SSM::Parameter::Value<String>", "Default": "/image"},
+        "Others": {"Type": "AWS::SSM::Parameter::Value<List<String>>", "Default": "/zones"},
+    }
+    assert values({"Count": "4", "Zones": "c, a"}, **declared) == {
+        "Name": "digits",
+        "Count": "4",
+        "Zones": ["c", "a"],
+        "Image": "newest",
+        "Others": ["a", "b"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "wrong"),
+    [
+        ({"Type": "String", "MinLength": 3}, "ab", "must contain at least 3 characters"),
+        ({"Type": "String", "MaxLength": "3"}, "abcd", "must contain at most 3 characters"),
+        ({"Type": "String", "AllowedPattern": "[a-z]+"}, "A", r"must match pattern \[a-z\]\+"),
+        ({"Type": "String", "AllowedValues": ["a"]}, "b", "must be one of AllowedValues"),
+        ({"Type": "Number"}, "many", "must be a number"),
+        ({"Type": "Number", "MinValue": 1}, "0", "must be a number not less than 1"),
+        ({"Type": "List<Number>", "MaxValue": "2.5"}, "1,3", "must be a number not greater than 2.5"),
+        ({"Type": "String", "MinLength": 3, "ConstraintDescription": "three letters"}, "ab", "three letters"),
+    ],
+)
+def test_a_value_outside_its_constraints_is_refused(declared: dict[str, Any], value: str, wrong: str) -> None:
+    with pytest.raises(Fault, match=rf"Parameter P failed to satisfy constraint: {wrong}$"):
+        values({"P": value}, P=declared)
+
+
 def test_mappings_and_conditions() -> None:
     one = scope(
         Mappings={"Images": {"eu-west-1": {"account": "42"}}},

@@ -89,7 +89,9 @@ def test_what_a_pattern_matches(pattern: str, line: str, matches: bool) -> None:
         "[a, b",
         "[a b]",
         "[..., a, ...]",
-        "%(%",
+        "%[%",
+        "%(a+)+b%",
+        "%something!%",
     ],
 )
 def test_what_is_no_pattern(pattern: str) -> None:

@@ -485,6 +485,39 @@ def test_sns_posts_to_http_and_tries_again(cloud: Running) -> None:
     assert got[0][1] == body
 
 
+@pytest.mark.parametrize(
+    ("protocol", "endpoint", "said"),
+    [
+        ("pigeon", "coop", "Amazon SNS does not support this protocol string: pigeon"),
+        ("https", "http://127.0.0.1/", "Endpoint must match the specified protocol"),
+        ("http", "somewhere", "Endpoint must match the specified protocol"),
+    ],
+)
+def test_what_sns_takes_no_subscription_of(cloud: Running, protocol: str, endpoint: str, said: str) -> None:
+    sns = cloud.client("sns")
+    topic = sns.create_topic(Name="refuses")["TopicArn"]
+    with pytest.raises(ClientError, match=rf"InvalidParameter.*Invalid parameter: {said}"):
+        sns.subscribe(TopicArn=topic, Protocol=protocol, Endpoint=endpoint)
+    assert sns.list_subscriptions_by_topic(TopicArn=topic)["Subscriptions"] == []
+    sns.delete_topic(TopicArn=topic)
+
+
+def test_an_empty_message_is_refused(cloud: Running) -> None:
+    sns, queue = cloud.client("sns"), cloud.cloud.queue("never-empty")
+    topic = sns.create_topic(Name="never-empty")["TopicArn"]
+    sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=queue)
+    with pytest.raises(ClientError, match=r"InvalidParameter.*Invalid parameter: Empty message"):
+        sns.publish(TopicArn=topic, Message="")
+    entries = [{"Id": "empty", "Message": ""}, {"Id": "full", "Message": "x"}]
+    answer = sns.publish_batch(TopicArn=topic, PublishBatchRequestEntries=entries)
+    assert [each["Id"] for each in answer["Successful"]] == ["full"]
+    assert [(each["Id"], each["Message"]) for each in answer["Failed"]] == [
+        ("empty", "Invalid parameter: Empty message")
+    ]
+    assert len(cloud.cloud.received("never-empty")) == 1
+    sns.delete_topic(TopicArn=topic)
+
+
 def test_an_endpoint_that_is_gone_fails_no_publication(cloud: Running) -> None:
     sns = cloud.client("sns")
     topic = sns.create_topic(Name="broken")["TopicArn"]

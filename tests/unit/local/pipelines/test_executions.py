@@ -11,22 +11,15 @@ from typing import Any
 import pytest
 
 from tests.unit.local.manual_clock import ManualClock
+from tests.unit.local.remembered_events import RememberedEvents
+from windlass.local.clock import Pace
 from windlass.local.database import Database
 from windlass.local.faults import Fault
+from windlass.local.iam import authorizer
 from windlass.local.pipelines.executions import Pipelines
 
 REGION = "us-east-1"
 ROLE = "arn:aws:iam::123456789012:role/any"
-
-
-class Events:
-    """An event bus that remembers what it is given."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, Any]] = []
-
-    def put(self, region: str, event: dict[str, Any]) -> None:
-        self.seen.append(event)
 
 
 class SmallCloud:
@@ -34,7 +27,8 @@ class SmallCloud:
 
     def __init__(self, state: Path) -> None:
         self.clock = ManualClock()
-        self.events = Events()
+        self.pace = Pace(self.clock, 1000)  # the pauses between attempts take no time
+        self.events = RememberedEvents()
         self.database = Database(state / "state.sqlite")
 
 
@@ -126,13 +120,15 @@ def test_as_many_steps_run_at_once_as_allowed(pipelines: Pipelines, service: Ser
 def test_what_runs_when_a_step_fails_runs_to_its_end_and_nothing_else_starts(
     pipelines: Pipelines, service: Service
 ) -> None:
-    failed = threading.Event()
+    def bad_has_failed() -> bool:
+        [execution] = pipelines.list_executions(REGION, {"PipelineName": "Retrain"})["PipelineExecutionSummaries"]
+        return statuses(pipelines, execution["PipelineExecutionArn"]).get("Bad") == "Failed"
 
     def before(params: Mapping[str, Any]) -> None:
         if "-Bad-" in params["ModelName"]:
-            failed.set()
             raise Fault("ValidationException", "no such image")
-        assert failed.wait(10)
+        with pipelines._change:
+            assert pipelines._change.wait_for(bad_has_failed, 10)
 
     service.before = before
     arn = create(pipelines, model("Slow"), model("Bad"), model("After", DependsOn=["Slow"]))
@@ -229,3 +225,78 @@ def test_the_next_server_goes_on_where_a_retry_asks_it_to(
     assert later.wait(execution, 10) == "Succeeded"
     assert [name.split("-")[2] for name in service.models].count("A") == 1
     assert all(made["ExecutionRoleArn"] == "given" for made in service.models.values())
+
+
+def refuse(service: Service, code: str, times: int) -> None:
+    """The next requests are refused with that code."""
+    left = [None] * times
+
+    def refusal(_: Mapping[str, Any]) -> None:
+        if left:
+            left.pop()
+            raise Fault(code, "not now")
+
+    service.before = refusal
+
+
+def retry(*kinds: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"ExceptionType": list(kinds), "IntervalSeconds": 1, "BackoffRate": 2, "MaxAttempts": 2, **more}]
+
+
+@pytest.mark.parametrize(
+    ("code", "faults", "kind", "attempts", "status"),
+    [
+        ("ThrottlingException", 2, "Step.THROTTLING", 3, "Succeeded"),
+        ("ResourceLimitExceeded", 1, "SageMaker.RESOURCE_LIMIT", 2, "Succeeded"),
+        ("InternalFailure", 1, "Step.SERVICE_FAULT", 2, "Succeeded"),
+        ("ThrottlingException", 3, "Step.THROTTLING", 3, "Failed"),
+        ("ThrottlingException", 1, "Step.SERVICE_FAULT", 1, "Failed"),
+        ("ValidationException", 1, "Step.SERVICE_FAULT", 1, "Failed"),
+    ],
+)
+def test_a_step_is_tried_again_as_its_retry_policy_has_it(
+    pipelines: Pipelines, service: Service, code: str, faults: int, kind: str, attempts: int, status: str
+) -> None:
+    refuse(service, code, faults)
+    arn = create(pipelines, model("A", RetryPolicies=retry(kind)))
+
+    execution = pipelines.start(arn, {}, "once")
+
+    assert pipelines.wait(execution, 10) == status
+    [step] = pipelines.list_steps({"PipelineExecutionArn": execution})["PipelineExecutionSteps"]
+    assert (step["StepStatus"], step["AttemptCount"]) == (status, attempts)
+
+
+def test_a_step_that_waits_for_its_next_attempt_can_be_stopped(
+    pipelines: Pipelines, service: Service, cloud: SmallCloud
+) -> None:
+    cloud.pace = Pace(cloud.clock)
+    refuse(service, "ThrottlingException", 9)
+    arn = create(pipelines, model("A", RetryPolicies=retry("Step.THROTTLING", IntervalSeconds=3600)))
+    execution = pipelines.start(arn, {}, "once")
+
+    pipelines.stop_execution({"PipelineExecutionArn": execution, "ClientRequestToken": "stop"})
+
+    assert pipelines.wait(execution, 10) == "Stopped"
+
+
+def test_an_execution_has_the_role_that_it_was_started_with(pipelines: Pipelines, service: Service) -> None:
+    seen: list[str] = []
+
+    def remember(_: Mapping[str, Any]) -> None:
+        caller = authorizer.acting()
+        assert caller
+        seen.append(caller.principal.role_arn)
+
+    service.before = remember
+    create(pipelines, model("A"))
+
+    for role in (None, f"{ROLE}-other"):
+        request = {
+            "PipelineName": "Retrain",
+            "ClientRequestToken": f"with {role}",
+            **({"RoleArn": role} if role else {}),
+        }
+        assert pipelines.wait(pipelines.start_execution(REGION, request), 10) == "Succeeded"
+
+    assert seen == [ROLE, f"{ROLE}-other"]
