@@ -18,7 +18,7 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_ssm as ssm
 from constructs import Construct, IConstruct
 
-from windlass import plans
+from windlass import images
 
 METRIC_NAMESPACE = "Windlass"
 CONTRACT_VERSION = 1
@@ -163,7 +163,7 @@ class FoundationStack(cdk.Stack):
             service="cloudwatch", resource="alarm", resource_name="*", arn_format=cdk.ArnFormat.COLON_RESOURCE_NAME
         )
         dlc_account = cdk.CfnMapping(
-            self, "AwsImages", mapping={region: {"account": account} for region, account in plans.DLC_ACCOUNTS.items()}
+            self, "AwsImages", mapping={region: {"account": account} for region, account in images.ACCOUNTS.items()}
         ).find_in_map(cdk.Aws.REGION, "account")
         statements = [
             iam.PolicyStatement(
@@ -266,7 +266,9 @@ class FoundationStack(cdk.Stack):
                 resources=[bucket.arn_for_objects("*")],
             ),
             iam.PolicyStatement(
-                sid="ArtifactBucket", actions=["s3:GetBucketLocation", "s3:ListBucket"], resources=[bucket.bucket_arn]
+                sid="ArtifactBucket",
+                actions=["s3:GetBucketLocation", "s3:ListBucket", "s3:ListBucketMultipartUploads"],
+                resources=[bucket.bucket_arn],
             ),
             iam.PolicyStatement(
                 sid="ArtifactKey",

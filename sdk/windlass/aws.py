@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.eventstream
 import botocore.exceptions
+import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
@@ -146,7 +148,7 @@ _KINDS: tuple[tuple[type[ServiceError], frozenset[str]], ...] = (
         Throttled,
         frozenset("Throttling ThrottlingException TooManyRequestsException RequestLimitExceeded SlowDown".split()),
     ),
-    (ModelFailed, frozenset(["ModelError"])),
+    (ModelFailed, frozenset(["ModelError", "ModelStreamError"])),
     (
         Refused,
         frozenset(
@@ -205,7 +207,9 @@ def errors(where: str) -> Iterator[None]:
         unreachable = Unreachable(str(error), where=where, hint=hint)
         unreachable.sent = not isinstance(error, _BEFORE_SENDING)
         raise unreachable from error
-    except botocore.exceptions.BotoCoreError as error:
+    except urllib3.exceptions.HTTPError as error:  # of answers that are read after the call: botocore lets it through
+        raise Unreachable(f"the answer broke off: {error}", where=where, hint="Check the network.") from error
+    except (botocore.exceptions.BotoCoreError, botocore.eventstream.ParserError) as error:
         raise ServiceError(str(error), where=where) from error
     except boto3.exceptions.Boto3Error as error:
         cause = error.__context__
@@ -238,6 +242,7 @@ def translate(error: botocore.exceptions.ClientError, where: str) -> ServiceErro
         code=code,
         operation=error.operation_name,
         request_id=str(metadata.get("RequestId", "")),
+        retry_after=str(metadata.get("HTTPHeaders", {}).get("retry-after", "")),
         status=int(
             error.response.get("OriginalStatusCode")
             or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -256,6 +261,15 @@ def call(where: str, operation: Callable[..., T], /, **params: Any) -> T:
     """One call with its errors translated: ``aws.call("Reading it", ssm.get_parameter, Name="...")``."""
     with errors(where):
         return operation(**params)
+
+
+def hang_up(events: Any) -> None:
+    """Let the end of an event stream come now for the thread that waits for its next event, and then closes it.
+
+    Closing it from here would wait for that thread; only the socket itself can be told (urllib3 2.3 and later).
+    """
+    with contextlib.suppress(AttributeError, ValueError, RuntimeError, OSError):  # it has ended meanwhile
+        events._raw_stream.shutdown()
 
 
 def pages(where: str, service: str, operation: str, key: str, **params: Any) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,7 @@ class Comparison:
         return self.second if self.only_second > self.only_first else self.first
 
     def __str__(self) -> str:
-        verdict = f"{self.better} is better" if self.better else "no difference that could not be chance"
+        verdict = f"{self.better} is better" if self.better else "no significant difference"
         low, high = self.interval
         return (
             f"{self.second} against {self.first} on {self.samples} samples: {self.difference:+.4f} accuracy "
@@ -66,14 +67,14 @@ class Comparison:
         text = html.escape
         first, second, low, high = text(self.first), text(self.second), *self.interval
         rows = "".join(
-            f"<tr><th scope=row>{text(name)}<td>{a:.4f}<td>{b:.4f}<td class={_sign(b - a)}>{b - a:+.4f}"
+            f"<tr><th scope=row>{text(name)}<td>{a:.4f}<td>{b:.4f}<td class={_sign(name, b - a)}>{b - a:+.4f}"
             for name, (a, b) in sorted(self.metrics.items())
         )
         facts = "".join(
             f"<tr><th scope=row>{text(name)}<td><code>{text(a) or '–'}</code><td><code>{text(b) or '–'}</code>"
             for name, (a, b) in self.facts.items()
         )
-        verdict = f"{text(self.better)} is better" if self.better else "No difference that could not be chance"
+        verdict = f"{text(self.better)} is better" if self.better else "No significant difference"
         both = self.samples - self.only_first - self.only_second
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -97,12 +98,18 @@ _STYLE = (
     "h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}.verdict{font-size:1.25rem;font-weight:600}"
     "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}"
     "td,th{text-align:left;padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere}"
-    "th[scope=row]{font-weight:400}.up{color:var(--up)}.down{color:var(--down)}svg{width:100%;height:3.5rem}"
+    "th{white-space:nowrap}th[scope=row]{font-weight:400}.up{color:var(--up)}.down{color:var(--down)}svg{width:100%;height:3.5rem}"
+    "@media(max-width:32rem){body{font-size:14px}td,th{padding-right:.4rem}}"
 )
 
 
-def _sign(value: float) -> str:
-    return "up" if value > 0 else "down" if value < 0 else "same"
+# Of these less is better; of all others, more.
+_COSTS = re.compile(r"loss|err|latency|\bma?p?e\b|\br?mse\b|perplexity", re.IGNORECASE)
+
+
+def _sign(name: str, difference: float) -> str:
+    better = -difference if _COSTS.search(name) else difference
+    return "up" if better > 0 else "down" if better < 0 else "same"
 
 
 def _bar(difference: float, low: float, high: float) -> str:

@@ -33,17 +33,18 @@ from windlass.errors import (
 from windlass.foundation import Contract
 from windlass.gates import Policy
 from windlass.plans import Plan
-from windlass.predictor import RETRY, Aio, Pending, Prediction, Predictor, Stream
+from windlass.predictor import Asking, Pending
 from windlass.registry import ModelVersion
-from windlass.retries import Retry
 from windlass.specs import ServeSpec, Slo, check_name
 
 _CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack", "Deleting")
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Asking):
     """A live endpoint as it was when it was looked at; :meth:`refresh` looks again.
+
+    How to ask it, `predict` and its kin, is in :class:`windlass.predictor.Asking`.
 
     Attributes:
         status: ``InService``, ``Creating``, ``Updating``, ``RollingBack``, ``Failed``...
@@ -203,130 +204,9 @@ class Endpoint:
         except (NotFound, AccessDenied, CorruptArtifact):
             return None  # a caller who may only invoke can still do that
 
-    def _predictor(self) -> Predictor:
-        return Predictor(self.name, self.signature)
-
-    @property
-    def aio(self) -> Aio:
-        """The same verbs as coroutines: ``await endpoint.aio.predict(pixels)``."""
-        return Aio(self._predictor())
-
-    def predict(
-        self,
-        data: Any,
-        *,
-        content_type: str | None = None,
-        accept: str = "application/json",
-        inference_id: str | None = None,
-        target_model: str | None = None,
-        target_variant: str | None = None,
-        custom_attributes: str = "",
-        timeout_seconds: float | None = None,
-        retry: Retry = RETRY,
-        hedge_after_seconds: float | None = None,
-        clock: aws.Clock = aws.CLOCK,
-    ) -> Prediction:
-        """Ask the model.
-
-            endpoint.predict({"image": [[0, 5, ...], ...]}).output["label"]
-            endpoint.predict(array)                                  # NumPy in, NumPy out
-            endpoint.predict(frame, timeout_seconds=0.2)             # pandas in and out, or WaitTimeout
-
-        Args:
-            data: dict, list, number or str; NumPy array, torch tensor, PIL image, pandas DataFrame or Series; a dict of
-                those by input name; or bytes, with ``content_type``. `windlass.payloads` lists what each goes out as. One
-                example without its batch dimension is sent as a batch of one.
-            accept: the media type of the answer.
-            inference_id: your own id, at most 64 characters; by default a new UUID.
-            target_model: of a multi-model endpoint: ``digits.tar.gz``.
-            target_variant: this production variant, whatever the weights.
-            custom_attributes: reach the model's hooks, as ``X-Amzn-SageMaker-Custom-Attributes``.
-            timeout_seconds: for all, retries included. The model server hears of it, and drops what would come too late.
-            retry: when to ask again; `windlass.retries` says when that is safe.
-            hedge_after_seconds: ask a second time when there is no answer by then, and take the first that comes. The model
-                then works twice; a little above the usual p95 is a good value.
-
-        Raises:
-            InvalidInput: which input, what came, and what the model takes. Nothing was sent.
-            ModelFailed: the model raised; the message holds what it said.
-            WaitTimeout: no answer in time.
-            NotFound: no such endpoint.
-        """
-        return self._predictor().predict(
-            data,
-            content_type=content_type,
-            accept=accept,
-            inference_id=inference_id,
-            target_model=target_model,
-            target_variant=target_variant,
-            custom_attributes=custom_attributes,
-            timeout_seconds=timeout_seconds,
-            retry=retry,
-            hedge_after_seconds=hedge_after_seconds,
-            clock=clock,
-        )
-
-    def predict_batch(
-        self, datas: Iterable[Any], *, concurrency: int = 8, inference_ids: Sequence[str] | None = None, **options: Any
-    ) -> Sequence[Prediction]:
-        """Ask for many, several at once, so that the model server can batch them; answers in the order of ``datas``.
-
-            endpoint.predict_batch(images, concurrency=16)
-
-        Args:
-            concurrency: requests under way at a time, 1 to 32.
-            inference_ids: one for each.
-            options: of :meth:`predict`, for each request.
-
-        Raises:
-            InvalidInput: an item is wrong, and which. Nothing was sent.
-            ServiceError: the first that failed, in order; those not yet begun are not sent.
-        """
-        return self._predictor().predict_batch(datas, concurrency=concurrency, inference_ids=inference_ids, **options)
-
-    def stream(
-        self,
-        data: Any,
-        *,
-        content_type: str | None = None,
-        accept: str = "application/json",
-        inference_id: str | None = None,
-        target_variant: str | None = None,
-        custom_attributes: str = "",
-        retry: Retry = RETRY,
-        clock: aws.Clock = aws.CLOCK,
-    ) -> Stream:
-        """Ask, and read the answer as the model makes it. It is never asked again once the answer has begun.
-
-            for chunk in endpoint.stream({"prompt": "Once"}): print(chunk, end="")
-
-        Raises:
-            InvalidInput, NotFound: as :meth:`predict`.
-            ModelFailed: while it is read: the model broke off. What came before stands.
-        """
-        return self._predictor().stream(
-            data,
-            content_type=content_type,
-            accept=accept,
-            inference_id=inference_id,
-            target_variant=target_variant,
-            custom_attributes=custom_attributes,
-            retry=retry,
-            clock=clock,
-        )
-
     def predict_async(self, data: Any, *, bucket: str | None = None, **options: Any) -> Pending:
-        """Ask an asynchronous endpoint: input and answer lie in S3, and it may take up to an hour.
-
-            pending = endpoint.predict_async(video, content_type="video/mp4")
-            pending.result(timeout_seconds=900)
-
-        Args:
-            bucket: for the input; by default the project's own.
-            options: ``content_type``, ``accept``, ``inference_id``, ``custom_attributes`` and ``retry`` of :meth:`predict`;
-                ``timeout_seconds`` for the model, at most 3600.
-        """
-        return self._predictor().predict_async(data, bucket=bucket or Contract.load(self.project).bucket, **options)
+        """As of :class:`windlass.predictor.Asking`, with the project's own bucket for the input unless you name another."""
+        return super().predict_async(data, bucket=bucket or Contract.load(self.project).bucket, **options)
 
     def openapi(self) -> dict[str, Any]:
         """The endpoint's API as OpenAPI 3.1, from the signature: generators for other languages make a typed client of it.

@@ -100,6 +100,7 @@ class ServiceError(WindlassError, RuntimeError):
         operation: the API operation, for example ``CreateEndpoint``.
         request_id: what AWS Support asks for.
         status: HTTP status; for a model's error the one that its server answered; 0 where nothing was answered.
+        retry_after: the header Retry-After as it came; `windlass.retries` reads it.
     """
 
     def __init__(
@@ -112,8 +113,10 @@ class ServiceError(WindlassError, RuntimeError):
         operation: str = "",
         request_id: str = "",
         status: int = 0,
+        retry_after: str = "",
     ) -> None:
         self.code, self.operation, self.request_id, self.status = code, operation, request_id, status
+        self.retry_after = retry_after
         super().__init__(what, where=where, hint=hint)
 
 

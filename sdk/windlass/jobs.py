@@ -275,7 +275,7 @@ def train(
         run = wl.train("train.py", data={"train": "data/train"}, hyperparameters={"epochs": 3}, instance_type="ml.m5.xlarge")
 
     Args:
-        script: the entry point. Its folder goes along, or ``source`` does.
+        script: the entry point. Its folder goes along, or ``source`` does, without the folders in it that are ``data``.
         data: a path or S3 URI (channel ``training``), or channel -> path or S3 URI. Local data is uploaded once.
         source: folder of the code; ``script`` is then relative to it.
         name: base of the job's name; a time stamp follows.
@@ -291,18 +291,22 @@ def train(
     folder, entry = _source_folder(script, source, where)
     spec = TrainSpec.check(where, script=entry, **options)
     contract = Contract.load(project)
+    channels = _channels(data, contract.bucket, where)
+    # What goes to the job as data is no code, and must not end up in the bundle that is served.
+    given = [c.local for c in channels if c.local and c.local.is_dir()]
+    apart = [path for path in given if path.resolve() not in (folder / entry).resolve().parents]
     with ExitStack() as stack:
         archive = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "source.tar.gz"
-        digest = artifact.pack(folder, archive)
+        digest = artifact.pack(folder, archive, without=apart)
         code = plans.Source(f"s3://{contract.bucket}/source/{digest}/source.tar.gz", archive)
         plan = plans.train(
             spec,
             name=plans.stamped(name or Path(entry).stem, clock.now()),
             source=code,
-            channels=_channels(data, contract.bucket, where),
+            channels=channels,
             foundation=contract,
             region=aws.region(),
-            git_commit=_git_commit(folder),
+            git_commit=git_commit(folder),
         )
         return plan if dry_run else _start(plan, wait, on_log, clock)
 
@@ -409,7 +413,7 @@ def _channels(data: Data, bucket: str, where: str, default: str = "training") ->
     return channels
 
 
-def _git_commit(folder: Path) -> str:
+def git_commit(folder: Path) -> str:
     """The commit that the source is at; ``-dirty`` when it has changed since. Empty outside a checkout."""
     try:
         commit = subprocess.run(

@@ -20,6 +20,37 @@ MAX_VALUES_PER_DATUM = 150
 MAX_DATUMS_PER_CALL = 1000
 """PutMetricData's limits (CloudWatch API reference); more is refused, not truncated."""
 
+UNITS = (
+    "None",
+    "Seconds",
+    "Microseconds",
+    "Milliseconds",
+    "Bytes",
+    "Kilobytes",
+    "Megabytes",
+    "Gigabytes",
+    "Terabytes",
+    "Bits",
+    "Kilobits",
+    "Megabits",
+    "Gigabits",
+    "Terabits",
+    "Percent",
+    "Count",
+    "Bytes/Second",
+    "Kilobytes/Second",
+    "Megabytes/Second",
+    "Gigabytes/Second",
+    "Terabytes/Second",
+    "Bits/Second",
+    "Kilobits/Second",
+    "Megabits/Second",
+    "Gigabits/Second",
+    "Terabits/Second",
+    "Count/Second",
+)
+"""CloudWatch's (API reference, MetricDatum). The local cloud keeps places in this order: add at the end."""
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -62,6 +93,16 @@ CLIENT_LATENCY = Metric("ClientLatency", NAMESPACE, "Milliseconds", _VARIANT, "p
 MODEL_LATENCY = Metric("ModelLatency", "AWS/SageMaker", "Microseconds", _FLEET, "p99", "above", "notBreaching", 1000.0)
 SERVER_ERRORS = Metric("Invocation5XXErrors", "AWS/SageMaker", "Count", _FLEET, "Average", "above", "notBreaching")
 INVOCATIONS = Metric("Invocations", "AWS/SageMaker", "Count", _VARIANT, "Sum", "above", "notBreaching")
+
+# What the model server counts and measures in the container, and writes as lines of the embedded metric format.
+REQUESTS = Metric("Requests", NAMESPACE, "Count", _VARIANT, "Sum", "above", "notBreaching")
+MODEL_ERRORS = Metric("ServerErrors", NAMESPACE, "Count", _VARIANT, "Sum", "above", "notBreaching")
+REFUSED = Metric("Refused", NAMESPACE, "Count", _VARIANT, "Sum", "above", "notBreaching")
+TOTAL_TIME = Metric("TotalTime", NAMESPACE, "Milliseconds", _VARIANT, "p99", "above", "notBreaching")
+QUEUE_TIME = Metric("QueueTime", NAMESPACE, "Milliseconds", _VARIANT, "p99", "above", "notBreaching")
+MODEL_TIME = Metric("ModelTime", NAMESPACE, "Milliseconds", _VARIANT, "p99", "above", "notBreaching")
+BATCH_SIZE = Metric("BatchSize", NAMESPACE, "Count", _VARIANT, "Average", "below", "notBreaching")
+SERVER = (REQUESTS, MODEL_ERRORS, REFUSED, TOTAL_TIME, QUEUE_TIME, MODEL_TIME, BATCH_SIZE)
 
 CATALOGUE = {"accuracy": ACCURACY, "p99_latency": MODEL_LATENCY, "error_rate": SERVER_ERRORS}
 """The metrics that an SLO can promise, by the name users give."""

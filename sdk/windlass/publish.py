@@ -1,5 +1,7 @@
 """Bundles to and from S3, as files below a prefix: only what is not there travels, and all of it is checked on arrival.
 
+Archives go up by ``publish_archive``, which this calls.
+
     sent = publish.publish(bundle, "s3://bucket/artifacts/<digest>/", base="s3://bucket/artifacts/<older>/")
     sent.bytes                                                  # 0 when it was there; a few kB when only code changed
     bundle = publish.fetch("s3://bucket/artifacts/<digest>/", Path("model"))
@@ -14,12 +16,9 @@ off goes on where it was: S3 lists the parts it has, with their checksums.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import io
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -29,9 +28,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from windlass import artifact, aws
+from windlass import artifact, aws, multipart, publish_archive
 from windlass.artifact import MANIFEST, Bundle, Chunk, Content, Manifest
-from windlass.errors import CorruptArtifact, InvalidInput, NotFound, ServiceError
+from windlass.errors import CorruptArtifact, InvalidInput, NotFound
+from windlass.multipart import Body, Upload, in_base64, of_parts
 
 _WORKERS = max(4, min(16, 2 * (os.cpu_count() or 2)))
 _COPY_MOST = 5 << 30  # CopyObject takes 5 GiB (S3 API reference)
@@ -54,19 +54,21 @@ class Sent:
 
 
 def publish(bundle: Bundle, uri: str, *, base: str = "") -> Sent:
-    """Upload a bundle's files below a prefix, unless they are there.
+    """Upload a bundle's files below a prefix, or as a ``model.tar.gz``, unless they are there.
 
     Args:
-        uri: ``s3://bucket/prefix/``; holds the bundle's digest, so that what is there is the same.
-        base: prefix of an older bundle, whose files and chunks need not be sent again.
+        uri: ``s3://bucket/prefix/``, or of an archive; holds the bundle's digest, so that what is there is the same.
+        base: an older bundle in the same form, of which nothing need be sent again.
 
     Raises:
         InvalidInput: a file changed since the bundle was built.
         ServiceError: S3 refused something, or could not be reached. Publishing again goes on from there.
     """
     where = f"Publishing to {uri}"
+    if uri.endswith(".tar.gz"):
+        return Sent(uri, *publish_archive.publish(bundle, uri, base=base))
     if not uri.endswith("/"):
-        raise InvalidInput("a prefix ends with a slash", where=where)
+        raise InvalidInput("a prefix ends with a slash, an archive with .tar.gz", where=where)
     if aws.exists(uri + MANIFEST):
         return Sent(uri)
     upload = _Publication(uri, _Held.by(base), where)
@@ -143,7 +145,7 @@ class _Publication:
             self.put(name, _Stretch(path, 0, content.size), content.sha256, content.size)
 
     def put(self, name: str, body: bytes | _Stretch, sha256: str, size: int | None = None) -> None:
-        self._call(self.s3.put_object, Key=self.prefix + name, Body=body, ChecksumSHA256=_base64(sha256))
+        multipart.put(self.bucket, self.prefix + name, body, sha256, self.where)
         self._count(sent=len(body) if isinstance(body, bytes) else size or 0)
 
     def _copied(self, name: str, source: str, content: Content) -> bool:
@@ -157,58 +159,32 @@ class _Publication:
             )
         except NotFound:
             return False
-        if answer["CopyObjectResult"].get("ChecksumSHA256") != _base64(content.sha256):
+        if answer["CopyObjectResult"].get("ChecksumSHA256") != in_base64(content.sha256):
             return False  # what follows replaces it
         self._count(copied=content.size)
         return True
 
     def _multipart(self, name: str, path: Path, content: Content, pool: ThreadPoolExecutor) -> None:
         key = self.prefix + name
-        upload_id = self._unfinished_uploads().get(key)
-        there = self._parts_there(key, upload_id, path, content) if upload_id else {}
-        if not upload_id:
-            upload_id = self._call(self.s3.create_multipart_upload, Key=key, ChecksumAlgorithm="SHA256")["UploadId"]
-        upload: dict[str, Any] = {"Key": key, "UploadId": upload_id}
-        futures: dict[int, Future[str]] = {}
-        for number, chunk in enumerate(content.chunks, 1):
-            if number not in there:
-                futures[number] = pool.submit(self._part, upload, number, chunk, path)
-        try:
-            _first_failure(futures.values())
-        finally:
-            for future in futures.values():
-                future.cancel()  # what was not begun; the parts that arrived stay, to go on from
-        tags = {**there, **{number: future.result() for number, future in futures.items()}}
-        listed = [
-            {"PartNumber": number, "ETag": tags[number], "ChecksumSHA256": _base64(chunk.sha256)}
-            for number, chunk in enumerate(content.chunks, 1)
-        ]
-        done = self._call(self.s3.complete_multipart_upload, MultipartUpload={"Parts": listed}, **upload)
-        said = done.get("ChecksumSHA256", "").partition("-")[0]
-        if said and said != _base64(_of_parts(content)):
-            hint = "Publish again."
-            raise CorruptArtifact(
-                f"S3 put {name} together from other parts than were sent", where=self.where, hint=hint
-            )
 
-    def _part(self, upload: Mapping[str, Any], number: int, chunk: Chunk, path: Path) -> str:
-        wanted = _base64(chunk.sha256)
+        def send(unfinished: str) -> None:
+            upload = Upload(self.bucket, key, self.where, unfinished=unfinished)
+            _first_failure(
+                pool.submit(self._part, upload, number, chunk, path) for number, chunk in enumerate(content.chunks, 1)
+            )  # the parts that arrived stay, to go on from
+            upload.complete()
+
+        multipart.until_ours(send, self._unfinished_uploads().get(key, ""))
+
+    def _part(self, upload: Upload, number: int, chunk: Chunk, path: Path) -> None:
+        if upload.has(number, chunk.size, chunk.sha256, lambda: _md5(path, chunk)):
+            return self._count(copied=chunk.size)
         key, offset = self.held.chunks.get(chunk.sha256, ("", 0))
-        if key and self._sound(key):
-            copied = self._call(
-                self.s3.upload_part_copy,
-                PartNumber=number,
-                CopySource=self.held.source(key),
-                CopySourceRange=f"bytes={offset}-{offset + chunk.size - 1}",
-                **upload,
-            )["CopyPartResult"]
-            if copied.get("ChecksumSHA256", wanted) == wanted:
-                self._count(copied=chunk.size)
-                return str(copied["ETag"])
-        body = _Stretch(path, chunk.offset, chunk.size)
-        answer = self._call(self.s3.upload_part, PartNumber=number, Body=body, ChecksumSHA256=wanted, **upload)
-        self._count(sent=chunk.size)
-        return str(answer["ETag"])
+        source, sha256 = self.held.source(key), chunk.sha256
+        if key and self._sound(key) and upload.copy(number, source, offset, chunk.size, sha256):
+            return self._count(copied=chunk.size)
+        upload.send(number, _Stretch(path, chunk.offset, chunk.size), chunk.sha256)
+        return self._count(sent=chunk.size)
 
     def _sound(self, key: str) -> bool:
         """Whether a file of the older bundle is there and, by S3's own checksum, what that bundle's manifest says."""
@@ -222,45 +198,21 @@ class _Publication:
                 except NotFound:
                     head = {}
                 said = head.get("ChecksumSHA256", "").partition("-")[0]
-                self._checked[key] = said in (_base64(content.sha256), _base64(_of_parts(content)))
+                self._checked[key] = said in (
+                    in_base64(content.sha256),
+                    in_base64(of_parts(c.sha256 for c in content.chunks)),
+                )
             return self._checked[key]
 
     def _unfinished_uploads(self) -> Mapping[str, str]:
-        """Key -> upload id of multipart uploads that broke off below the prefix."""
         with self._lock:
             if self._unfinished is None:
-                found = aws.pages(
-                    self.where, "s3", "list_multipart_uploads", "Uploads", Bucket=self.bucket, Prefix=self.prefix
-                )
-                self._unfinished = {item["Key"]: item["UploadId"] for item in found}
+                self._unfinished = multipart.unfinished(self.bucket, self.prefix, self.where)
             return self._unfinished
 
-    def _parts_there(self, key: str, upload_id: str, path: Path, content: Content) -> dict[int, str]:
-        """Number -> ETag of the parts that S3 has already and that hold what they should."""
-        there = {}
-        found = aws.pages(self.where, "s3", "list_parts", "Parts", Bucket=self.bucket, Key=key, UploadId=upload_id)
-        for part in found:
-            number = part["PartNumber"]
-            if number > len(content.chunks) or part["Size"] != content.chunks[number - 1].size:
-                continue
-            chunk = content.chunks[number - 1]
-            # Stores that list no checksum give an MD5 as ETag; where it is neither (KMS), the part is sent again.
-            said = part.get("ChecksumSHA256")
-            if said == _base64(chunk.sha256) or (not said and part["ETag"].strip('"') == _md5(path, chunk)):
-                there[number] = part["ETag"]
-                self._count(copied=chunk.size)
-        return there
-
     def _call(self, operation: Callable[..., Any], **params: Any) -> Any:
-        try:
+        with multipart.checked(self.where):
             return aws.call(self.where, operation, Bucket=self.bucket, **params)
-        except ServiceError as error:
-            if error.code in ("BadDigest", "XAmzContentChecksumMismatch", "InvalidDigest"):
-                hint = "Build it again, then publish; if no file changed, the network damages what it carries."
-                raise InvalidInput(
-                    "a file is not what it was when the bundle was built", where=self.where, hint=hint
-                ) from error
-            raise
 
     def _count(self, sent: int = 0, copied: int = 0) -> None:
         with self._lock:
@@ -268,46 +220,20 @@ class _Publication:
             self.copied += copied
 
 
-class _Stretch(io.RawIOBase):
-    """Part of a file, as a body that botocore can read, measure and rewind. Holds no bytes and no open file."""
+class _Stretch(Body):
+    """Part of a file. Holds no bytes and no open file."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
-        super().__init__()
-        self._path, self._offset, self._size, self._at = path, offset, size, 0
+        super().__init__(size)
+        self._path, self._offset = path, offset
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
-        if not view:
-            return 0
+    def fill(self, buffer: memoryview, at: int) -> int:
         with self._path.open("rb", buffering=0) as file:
-            file.seek(self._offset + self._at)
-            count = file.readinto(view)
+            file.seek(self._offset + at)
+            count = file.readinto(buffer)
         if not count:
             raise InvalidInput("it became shorter while it was sent", where=f"Reading {self._path}")
-        self._at += count
         return count
-
-
-def _of_parts(content: Content) -> str:
-    """What S3 calls a composite checksum: the SHA-256 of the parts' SHA-256."""
-    return hashlib.sha256(b"".join(bytes.fromhex(chunk.sha256) for chunk in content.chunks)).hexdigest()
-
-
-def _base64(sha256: str) -> str:
-    return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 def _md5(path: Path, chunk: Chunk) -> str:
@@ -331,26 +257,26 @@ def fetch(uri: str, dest: Path) -> Bundle:
         DiskFull: no room for it.
     """
     where = f"Fetching {uri}"
-    if dest.exists() and any(dest.iterdir()):
-        raise InvalidInput(f"{dest} is not empty", where=where)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with artifact.room(dest.parent), tempfile.TemporaryDirectory(prefix=f".{dest.name}-", dir=dest.parent) as folder:
-        if not uri.endswith("/"):
-            return artifact.open(aws.download(uri, Path(folder) / "model.tar.gz"), dest)
-        scratch = Path(folder) / "model"
-        body = aws.get_bytes(uri + MANIFEST)
-        manifest = Manifest.from_json(body, where=uri + MANIFEST)
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            _first_failure(
-                pool.submit(_fetch_stretch, uri + name, _place(scratch, name, content.size, where), chunk, where)
-                for name, content in manifest.files.items()
-                for chunk in content.chunks or (Chunk(0, content.size, content.sha256),)
-            )
-        (scratch / MANIFEST).write_bytes(body)
-        if dest.exists():
-            dest.rmdir()
-        shutil.move(scratch, dest)
+    with artifact.appears(dest, where) as scratch:
+        if uri.endswith("/"):
+            manifest = _fetch_files(uri, scratch, where)
+        else:
+            with tempfile.TemporaryDirectory(prefix=".fetched-", dir=dest.parent) as folder:
+                manifest = artifact.open(aws.download(uri, Path(folder) / "model.tar.gz"), scratch).manifest
     return Bundle(dest, manifest, {name: dest / name for name in manifest.files})
+
+
+def _fetch_files(uri: str, folder: Path, where: str) -> Manifest:
+    body = aws.get_bytes(uri + MANIFEST)
+    manifest = Manifest.intact(body, where=uri + MANIFEST)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        _first_failure(
+            pool.submit(_fetch_stretch, uri + name, _place(folder, name, content.size, where), chunk, where)
+            for name, content in manifest.files.items()
+            for chunk in content.chunks or (Chunk(0, content.size, content.sha256),)
+        )
+    (folder / MANIFEST).write_bytes(body)
+    return manifest
 
 
 def _place(folder: Path, name: str, size: int, where: str) -> Path:
@@ -373,7 +299,8 @@ def _fetch_stretch(uri: str, path: Path, chunk: Chunk, where: str) -> None:
     stretch = {} if whole else {"Range": f"bytes={chunk.offset}-{chunk.offset + chunk.size - 1}"}
     for last in (False, True):
         answer = aws.call(where, aws.client("s3").get_object, Bucket=bucket, Key=key, **stretch)
-        digest, at = hashlib.sha256(), chunk.offset
+        kind, said = chunk.check
+        digest, at = kind(), chunk.offset
         with aws.errors(where), contextlib.closing(answer["Body"]) as body, path.open("r+b") as file:
             file.seek(at)
             for piece in body.iter_chunks(_STEP):
@@ -381,7 +308,7 @@ def _fetch_stretch(uri: str, path: Path, chunk: Chunk, where: str) -> None:
                 if at + len(piece) <= chunk.offset + chunk.size:
                     file.write(piece)
                 at += len(piece)
-        if digest.hexdigest() == chunk.sha256:
+        if digest.hexdigest() == said:
             return
         if last:
             hint = "Publish it again."

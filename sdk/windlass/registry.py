@@ -17,7 +17,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from windlass import aliases, artifact, aws, comparison, gates, plans, publish, signing
+from windlass import (
+    aliases,
+    artifact,
+    aws,
+    comparison,
+    entry,
+    gates,
+    images,
+    packages,
+    plans,
+    publish,
+    signing,
+    transfer,
+)
 from windlass.artifact import MANIFEST, Manifest
 from windlass.comparison import Comparison
 from windlass.errors import Conflict, CorruptArtifact, InvalidInput, NotFound
@@ -27,9 +40,7 @@ from windlass.jobs import Run
 from windlass.plans import Plan
 from windlass.specs import check_name
 
-_RECORD = "version.json"
 _COMPARED = ("run", "git-commit", "data-digest", "parent", "license", "signed-by")
-_METADATA_MOST = 256  # characters of a value (SageMaker API reference, CustomerMetadataProperties)
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class ModelVersion:
                 hint = f"There are: {', '.join(sorted(known)) or 'none'}."
                 raise NotFound(f"no alias '{alias}'", where=where, hint=hint)
             number = str(known[alias])
-        summaries = _summaries(model, where)
+        summaries = packages.listed(model, where)
         key, value = ("ModelPackageVersion", int(number)) if number else ("ModelApprovalStatus", "Approved")
         wanted = [summary for summary in summaries if summary[key] == value]
         if not wanted:
@@ -101,7 +112,7 @@ class ModelVersion:
             NotFound: there is none.
         """
         where = f"Looking up the latest version of '{model}'"
-        for summary in _summaries(model, where):
+        for summary in packages.listed(model, where):
             if approval in (None, summary["ModelApprovalStatus"]):
                 return cls._from_arn(summary["ModelPackageArn"], where)
         raise NotFound(f"no version is {approval}" if approval else "it has no versions", where=where)
@@ -109,28 +120,30 @@ class ModelVersion:
     @classmethod
     def list(cls, model: str) -> Sequence[str]:
         """Names of a model's versions, newest first."""
-        summaries = _summaries(model, f"Listing versions of '{model}'")
+        summaries = packages.listed(model, f"Listing versions of '{model}'")
         return [f"{model}/{summary['ModelPackageVersion']}" for summary in summaries]
 
     @classmethod
     def _from_arn(cls, arn: str, where: str) -> ModelVersion:
-        answer = aws.call(where, aws.client("sagemaker").describe_model_package, ModelPackageName=arn)
-        container = answer["InferenceSpecification"]["Containers"][0]
-        source = container.get("ModelDataSource", {}).get("S3DataSource", {})
-        quality = answer.get("ModelMetrics", {}).get("ModelQuality", {}).get("Statistics", {})
+        return cls._of(packages.described(arn, where))
+
+    @classmethod
+    def _of(cls, package: Mapping[str, Any]) -> ModelVersion:
+        container = package["InferenceSpecification"]["Containers"][0]
+        quality = package.get("ModelMetrics", {}).get("ModelQuality", {}).get("Statistics", {})
         return cls(
-            model=answer["ModelPackageGroupName"],
-            version=answer["ModelPackageVersion"],
-            arn=answer["ModelPackageArn"],
-            approval=answer["ModelApprovalStatus"],
-            model_uri=source.get("S3Uri") or container["ModelDataUrl"],
+            model=package["ModelPackageGroupName"],
+            version=package["ModelPackageVersion"],
+            arn=package["ModelPackageArn"],
+            approval=package["ModelApprovalStatus"],
+            model_uri=packages.model_uri(package),
             image=container["Image"],
             environment=container.get("Environment", {}),
-            metadata=answer.get("CustomerMetadataProperties", {}),
+            metadata=package.get("CustomerMetadataProperties", {}),
             evaluation_uri=quality.get("S3Uri", ""),
-            description=answer.get("ModelPackageDescription", ""),
-            approval_note=answer.get("ApprovalDescription", ""),
-            stage=answer.get("ModelLifeCycle", {}).get("Stage", ""),
+            description=package.get("ModelPackageDescription", ""),
+            approval_note=package.get("ApprovalDescription", ""),
+            stage=package.get("ModelLifeCycle", {}).get("Stage", ""),
         )
 
     def approve(self, why: str = "") -> ModelVersion:
@@ -145,7 +158,7 @@ class ModelVersion:
         where = f"Setting {self.name} {status}"
         params: dict[str, Any] = {
             "ModelApprovalStatus": status,
-            "CustomerMetadataProperties": _decided_by_caller(where),
+            "CustomerMetadataProperties": entry.decided_by_caller(where),
         }
         if why:
             params["ApprovalDescription"] = why
@@ -171,9 +184,18 @@ class ModelVersion:
         Raises:
             Conflict: it names another version, or was moved at the same moment.
         """
-        group, bucket = _group_arn(self.model), Contract.load(project).bucket
+        group, bucket = packages.group_arn(self.model), Contract.load(project).bucket
         aliases.move(self.model, name, self.version, bucket=bucket, group_arn=group, expected=expected)
         return self
+
+    def unalias(self, name: str, *, project: str = "windlass") -> None:
+        """Take ``model@name`` away.
+
+        Raises:
+            Conflict: it names another version, or was moved at the same moment.
+        """
+        group, bucket = packages.group_arn(self.model), Contract.load(project).bucket
+        aliases.move(self.model, name, None, bucket=bucket, group_arn=group, expected=self.version)
 
     @functools.cached_property
     def manifest(self) -> Manifest:
@@ -245,22 +267,8 @@ class ModelVersion:
 
     def export(self, dest: str | Path) -> Path:
         """Write the version as one file: bundle, evaluation, lineage and signature. :func:`import_version` reads it."""
-        dest = Path(dest)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "version"
-            folder.mkdir()
-            artifact.repack(self.fetch(Path(scratch) / "model"), folder / "model.tar.gz")
-            record = {
-                "name": self.name,
-                "image": self.image,
-                "environment": dict(self.environment),
-                "description": self.description,
-                "metadata": dict(self.metadata),
-                "evaluation": self.evaluation if self.evaluation_uri else None,
-            }
-            (folder / _RECORD).write_text(json.dumps(record, indent=1, sort_keys=True), encoding="utf-8")
-            artifact.pack(folder, dest)
-        return dest
+        transfer.export(self, Path(dest))
+        return Path(dest)
 
     def promote(
         self,
@@ -289,37 +297,10 @@ class ModelVersion:
         """
         where = f"Promoting {self.name}"
         self.verify(policy)
-        group, archive = check_name(model or self.model, where), not self.model_uri.endswith("/")
-        with tempfile.TemporaryDirectory() as scratch:
-            bundle = artifact.Bundle(Path(self.name), self.manifest, {})
-            if not dry_run:
-                bundle = self.fetch(Path(scratch) / "model")
-                bundle = artifact.repack(bundle, Path(scratch) / "model.tar.gz") if archive else bundle
-            scores = Path(scratch) / "evaluation.json"
-            if self.evaluation_uri:
-                scores.write_text(json.dumps(self.evaluation, sort_keys=True))
-            with aws.acting_as(role_arn):
-                made = _enter(
-                    bundle,
-                    group=group,
-                    parent=_newest(group, where),
-                    metadata={**_kept(self.metadata), "promoted-from": self.arn},
-                    image=self.image,
-                    evaluation=scores if self.evaluation_uri else None,
-                    evaluation_name="promoted",
-                    approve=approve,
-                    description=self.description,
-                    sign_with=None,
-                    archive=archive,
-                    contract=Contract.load(project),
-                    where=where,
-                    dry_run=dry_run,
-                )
-        if isinstance(made, Plan):
-            reads = ("sts:AssumeRole",) * bool(role_arn) + ("s3:GetObject",)
-            note = f"takes {self.manifest.size} bytes from {self.model_uri}" + (f", as {role_arn}" if role_arn else "")
-            return dataclasses.replace(made, verb="promote", also=(*reads, *made.also), notes=(*made.notes, note))
-        return made
+        made = transfer.promote(
+            self, role_arn=role_arn, project=project, model=model, approve=approve, dry_run=dry_run, where=where
+        )
+        return made if isinstance(made, Plan) else ModelVersion._of(made)
 
     def delete(self, *, project: str = "windlass") -> None:
         """Take it out of the registry. What runs made of it stays on S3, where a lifecycle rule may end it.
@@ -349,26 +330,13 @@ class ModelVersion:
         return body
 
 
-def _summaries(model: str, where: str) -> Sequence[Mapping[str, Any]]:
-    """Newest first."""
-    found = aws.pages(
-        where,
-        "sagemaker",
-        "list_model_packages",
-        "ModelPackageSummaryList",
-        ModelPackageGroupName=model,
-        SortBy="CreationTime",
-        SortOrder="Descending",
-    )
-    return sorted(found, key=lambda summary: -summary["ModelPackageVersion"])
-
-
 @overload
 def register(
     source: Run | str | Path | Any,
     model: str | None = ...,
     *,
     code: str | Path | None = ...,
+    data: str | Path | None = ...,
     example: Any = ...,
     evaluation: Run | None = ...,
     approve: bool = ...,
@@ -388,6 +356,7 @@ def register(
     model: str | None = ...,
     *,
     code: str | Path | None = ...,
+    data: str | Path | None = ...,
     example: Any = ...,
     evaluation: Run | None = ...,
     approve: bool = ...,
@@ -406,6 +375,7 @@ def register(
     model: str | None = None,
     *,
     code: str | Path | None = None,
+    data: str | Path | None = None,
     example: Any = None,
     evaluation: Run | None = None,
     approve: bool = False,
@@ -434,6 +404,7 @@ def register(
         model: the model package group; by default the contract's. It is made if it is not there.
         code: folder of the serving code; by default the run's own source, or ``code/`` in the folder. A model whose file says
             how to compute needs none (``artifact.loaders``).
+        data: folder or file that a model without a run was made from; its digest is recorded.
         example: inputs of a model that is given itself, as ``export`` takes them.
         evaluation: what :func:`windlass.evaluate` returned.
         approve: set it ``Approved`` at once; otherwise :meth:`ModelVersion.approve` does.
@@ -458,19 +429,20 @@ def register(
         raise InvalidInput(f"the run is {source.status}, so it has no model", where=where, hint=source.why_no_model)
     contract = Contract.load(project)
     group = check_name(model or contract.model_package_group, where)
-    parent = _newest(group, where)
+    parent = packages.newest(group, where)
+    lineage = entry.lineage(source, code, data)
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = _bundle(
+        bundle = entry.bundled(
             source,
             code,
             evaluation,
             Path(scratch),
             where,
+            lineage=lineage,
             example=example,
             optimization=optimization,
             license=license,
-            archive=archive,
-            foreign=bool(image and plans.vendor_server(image)),
+            foreign=bool(image and images.vendor_server(image)),
         )
         if policy:
             facts = _facts(bundle.manifest, evaluation.evaluation if evaluation else {}, _key_arn(sign_with))
@@ -482,21 +454,18 @@ def register(
             "run": source.name if isinstance(source, Run) else "",
             "evaluation": evaluation.name if evaluation else "",
             "digest": bundle.digest,
-            "parent": parent.name if parent else "",
+            "parent": f"{group}/{parent['ModelPackageVersion']}" if parent else "",
             "license": bundle.manifest.license,
-            **(
-                {key: source.tags.get(key, "") for key in ("git-commit", "data-digest")}
-                if isinstance(source, Run)
-                else {}
-            ),
+            "git-commit": lineage.get("git_commit", ""),
+            "data-digest": lineage.get("data_digest", ""),
             **{name: f"{value:.6g}" for name, value in (evaluation.metrics if evaluation else {}).items()},
         }
-        return _enter(
+        made = entry.enter(
             bundle,
             group=group,
-            parent=parent,
+            base=packages.model_uri(parent),
             metadata=metadata,
-            image=image or plans.dlc_image("inference", aws.region(), "ml.m5.large"),
+            image=image or images.aws_image("inference", aws.region(), "ml.m5.large"),
             evaluation=scores if evaluation else None,
             evaluation_name=evaluation.name if evaluation else "",
             approve=approve,
@@ -507,6 +476,7 @@ def register(
             where=where,
             dry_run=dry_run,
         )
+    return made if isinstance(made, Plan) else ModelVersion._of(made)
 
 
 def import_version(
@@ -517,167 +487,9 @@ def import_version(
     Raises:
         CorruptArtifact: the file is damaged, or the bundle in it is not what its manifest says.
     """
-    where = f"Importing {path}"
-    contract = Contract.load(project)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "version"
-        artifact.extract(path, folder)
-        try:
-            record = json.loads((folder / _RECORD).read_bytes())
-            came_from, image = str(record["name"]), str(record["image"])
-            metadata = {str(key): str(value) for key, value in record["metadata"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"no {_RECORD} of a version ({error})", where=where) from error
-        bundle = artifact.open(folder / "model.tar.gz", Path(scratch) / "model")
-        scores = Path(scratch) / "evaluation.json"
-        if record.get("evaluation"):
-            scores.write_text(json.dumps(record["evaluation"], sort_keys=True))
-        group = check_name(model or came_from.partition("/")[0], where)
-        version = _enter(
-            bundle,
-            group=group,
-            parent=_newest(group, where),
-            metadata={**_kept(metadata), "digest": bundle.digest, "imported-from": came_from},
-            image=image,
-            evaluation=scores if record.get("evaluation") else None,
-            evaluation_name="imported",
-            approve=False,
-            description=str(record.get("description", "")),
-            sign_with=sign_with,
-            archive=False,
-            contract=contract,
-            where=where,
-            dry_run=False,
-        )
-    assert isinstance(version, ModelVersion)
-    return version
-
-
-def _kept(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What holds in another registry too: not who decided in this one, but whose signature it is, for the digest stays."""
-    return {key: value for key, value in metadata.items() if key not in ("decided-by", "parent")}
-
-
-def _enter(
-    bundle: artifact.Bundle,
-    *,
-    group: str,
-    parent: ModelVersion | None,
-    metadata: Mapping[str, str],
-    image: str,
-    evaluation: Path | None,
-    evaluation_name: str,
-    approve: bool,
-    description: str,
-    sign_with: str | None,
-    archive: bool,
-    contract: Contract,
-    where: str,
-    dry_run: bool,
-) -> ModelVersion | Plan:
-    """Upload a bundle and create its model package."""
-    if approve:
-        metadata = {**metadata, **_decided_by_caller(where)}
-    prefix = f"s3://{contract.bucket}/artifacts/{bundle.digest}/"
-    signature = bundle.manifest.signature
-    types = (signature.content_types, signature.accept_types) if signature else None
-    if sign_with and not dry_run:
-        signed = signing.sign(bundle.digest, sign_with)
-        metadata = {**metadata, "signed-by": signed.key_arn, "signed": f"{signed.algorithm}:{signed.value}"}
-    too_long = [key for key, value in metadata.items() if len(value) > _METADATA_MOST]
-    if "signed" in too_long:
-        raise InvalidInput(
-            f"a signature of this key is longer than the {_METADATA_MOST} characters that the registry takes",
-            where=where,
-            hint="Sign with an ECC_NIST_P256 key.",
-        )
-    plan = plans.register(
-        group=group,
-        image=image,
-        # An archive has a folder of its own, beside which lies its manifest.
-        model_uri=f"{prefix[:-1]}-archive/model.tar.gz" if archive else prefix,
-        bundle=bundle.path,
-        evaluation_uri=f"s3://{contract.bucket}/evaluations/{bundle.digest}/{evaluation_name}.json"
-        if evaluation
-        else None,
-        evaluation=evaluation,
-        approved=approve,
-        description=description,
-        metadata=metadata,
-        foundation=contract,
-        create_group=not _group_exists(group),
-        **({"signature_types": types} if types else {}),
-    )
-    if sign_with:
-        plan = dataclasses.replace(plan, also=("kms:DescribeKey", "kms:Sign"))
-    if dry_run:
-        return plan
-    if archive:
-        aws.put_bytes(f"{prefix[:-1]}-archive/{MANIFEST}", bundle.manifest.to_json())
-    else:
-        publish.publish(bundle, prefix, base=parent.model_uri if parent else "")
-        plan = dataclasses.replace(plan, uploads=plan.uploads[1:])
-    answers = aws.execute(plan)
-    return ModelVersion._from_arn(answers[-1]["ModelPackageArn"], where)
-
-
-def _decided_by_caller(where: str) -> dict[str, str]:
-    """What an approval keeps of who gave it."""
-    arn: str = aws.call(where, aws.client("sts").get_caller_identity)["Arn"]
-    return {"decided-by": arn[:_METADATA_MOST]}
-
-
-def _bundle(
-    source: Run | str | Path | Any,
-    code: str | Path | None,
-    evaluation: Run | None,
-    scratch: Path,
-    where: str,
-    *,
-    example: Any,
-    optimization: Sequence[Mapping[str, Any]],
-    license: str,  # noqa: A002
-    archive: bool,
-    foreign: bool,
-) -> artifact.Bundle:
-    lineage: dict[str, str] = {}
-    if isinstance(source, Run):
-        weights, own = scratch / "weights", scratch / "code"
-        if code is None and source.source_uri:
-            code = own
-        for uri, folder in ((source.model_uri, weights), (source.source_uri if code == own else "", own)):
-            try:
-                if uri:
-                    artifact.extract(aws.download(uri, scratch / f"{folder.name}.tar.gz"), folder)
-            except CorruptArtifact as error:
-                error.where = f"{where}, unpacking {uri}"
-                raise
-        if code == own and not (own / "inference.py").is_file():
-            code = None  # training left its own with the weights, or a model that needs none
-        lineage = {
-            "run": source.arn,
-            "git_commit": source.tags.get("git-commit", ""),
-            "data_digest": source.tags.get("data-digest", ""),
-            "image": source.image,
-        }
-    elif isinstance(source, str | Path) and Path(source).is_dir():
-        weights = Path(source)
-    else:
-        from windlass.optimize.export import export
-
-        weights = export(scratch / "exported", source, example)
-    if not foreign and not artifact.servable(weights, code):
-        hint = "Put one with model_fn beside the training script (templates/image-classifier has one), or export the model."
-        raise InvalidInput("no inference.py goes with the model, so nothing could serve it", where=where, hint=hint)
-    return artifact.build(
-        weights,
-        scratch / "model.tar.gz" if archive else None,
-        code=code,
-        source=lineage,
-        evaluation=dict(evaluation.metrics) if evaluation else {},
-        optimization=optimization,
-        license=license,
-        cache=None if isinstance(source, Run) else artifact.DigestCache(),
+    contract, where = Contract.load(project), f"Importing {path}"
+    return ModelVersion._of(
+        transfer.import_file(Path(path), model, sign_with=sign_with, contract=contract, where=where)
     )
 
 
@@ -700,14 +512,6 @@ def _key_arn(key: str | None) -> str:
     if not key:
         return ""
     return str(aws.call(f"Looking up key {key}", aws.client("kms").describe_key, KeyId=key)["KeyMetadata"]["Arn"])
-
-
-def _newest(group: str, where: str) -> ModelVersion | None:
-    try:
-        summaries = _summaries(group, where)
-    except NotFound:
-        return None  # the group is about to be made
-    return ModelVersion._from_arn(summaries[0]["ModelPackageArn"], where) if summaries else None
 
 
 def _served_by(version: str, where: str) -> list[str]:
@@ -734,21 +538,3 @@ def _served_by(version: str, where: str) -> list[str]:
 
 def _tags(arn: str, where: str) -> Mapping[str, str]:
     return {tag["Key"]: tag["Value"] for tag in aws.pages(where, "sagemaker", "list_tags", "Tags", ResourceArn=arn)}
-
-
-def _group_arn(group: str) -> str:
-    where = f"Looking up model '{group}'"
-    answer = aws.call(where, aws.client("sagemaker").describe_model_package_group, ModelPackageGroupName=group)
-    return str(answer["ModelPackageGroupArn"])
-
-
-def _group_exists(group: str) -> bool:
-    try:
-        aws.call(
-            f"Looking up model '{group}'",
-            aws.client("sagemaker").describe_model_package_group,
-            ModelPackageGroupName=group,
-        )
-    except NotFound:
-        return False
-    return True

@@ -203,7 +203,8 @@ class ServeSpec(Spec):
         instance_count: instances of the variant.
         image: inference image URI; by default the one the version was registered with. A vendor's, as vLLM's, serves the
             model's files by itself: no ``inference.py`` is needed, and ``environment`` is what that server reads.
-        environment: variables of the container.
+        environment: variables of the container. ``WINDLASS_EMF_SECONDS`` is how often the model server publishes its metrics:
+            60 unless you say otherwise; 0 is never.
         startup_timeout_seconds: how long the model may take to load before the health check fails (60 to 3600).
         canary_percent: share of traffic that meets the new version first; ``None`` shifts all at once.
         canary_seconds: how long the canary bakes before the rest follows.

@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import boto3
 import pytest
 
+from tests.cloud.conftest import Rig
 from windlass import foundation
 from windlass.errors import DeploymentFailed, InvalidInput, NotFound
 from windlass.foundation import Change, Contract, Event
-
-
-class Rig(Protocol):
-    env: dict[str, str]
-
-    def client(self, service: str) -> Any: ...
-    def unique(self, prefix: str) -> str: ...
 
 
 @dataclass

@@ -7,39 +7,17 @@ import hashlib
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-import boto3
 import pytest
 
 from benchmarks.wire import Wire
+from tests.cloud.conftest import Rig
 from windlass import artifact, aws, publish
 from windlass.errors import CorruptArtifact, DiskFull, InvalidInput, NotFound, ServiceError
 
 MIB = 1 << 20
-
-
-class Rig(Protocol):
-    env: dict[str, str]
-    bucket: str
-
-    def client(self, service: str) -> Any: ...
-    def unique(self, prefix: str) -> str: ...
-
-
-@pytest.fixture
-def wire(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
-    """The SDK speaks to the rig through a wire that counts."""
-    address = urlsplit(rig.env["AWS_ENDPOINT_URL"])
-    with Wire(str(address.hostname), address.port or 80) as wire:
-        for name, value in rig.env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", wire.url)
-        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-        yield wire
 
 
 @pytest.fixture
@@ -117,6 +95,24 @@ def test_one_changed_layer_sends_the_chunks_around_it_also_when_all_moved(
     assert artifact.diff(old.manifest, bundle.manifest).new_bytes + 4096 > sent.bytes
     assert sent.bytes < 11 * MIB
     assert publish.fetch(sent.uri, tmp_path / "back").manifest == bundle.manifest
+
+
+def test_a_bundle_of_before_blake3_was_kept_is_fetched_and_built_on(
+    rig: Rig, wire: Wire, model: Path, tmp_path: Path
+) -> None:
+    now = artifact.build(model)
+    content = now.manifest.files["w.safetensors"]
+    chunks = tuple(replace(chunk, blake3="") for chunk in content.chunks)
+    files = {**now.manifest.files, "w.safetensors": replace(content, chunks=chunks)}
+    earlier = replace(now, manifest=replace(now.manifest, files=files))
+    old = put(rig, earlier)
+
+    sent = put(rig, now, base=old.uri)
+
+    assert sent.copied_bytes >= 26 * MIB
+    assert sent.bytes == len(now.manifest.to_json())
+    assert publish.fetch(old.uri, tmp_path / "old").digest == earlier.digest
+    assert publish.fetch(sent.uri, tmp_path / "new").digest == now.digest
 
 
 def test_a_broken_upload_goes_on_where_it_was(

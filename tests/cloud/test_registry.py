@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
+import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import boto3
 import numpy as np
@@ -16,19 +20,13 @@ import torch
 from sklearn.linear_model import LinearRegression
 
 import windlass as wl
-from windlass import aliases, artifact, aws, foundation, registry, signing
+from tests.cloud.conftest import Rig
+from windlass import aliases, artifact, aws, entry, foundation, signing, transfer
 from windlass.cli import main
-from windlass.errors import Conflict, CorruptArtifact, InvalidInput, NotFound, PolicyRefused
+from windlass.errors import Conflict, CorruptArtifact, DiskFull, InvalidInput, NotFound, PolicyRefused
 from windlass.foundation import Contract
 from windlass.optimize.export import export
 from windlass.registry import ModelVersion, import_version, register
-
-
-class Rig(Protocol):
-    env: dict[str, str]
-
-    def client(self, service: str) -> Any: ...
-    def unique(self, prefix: str) -> str: ...
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +96,26 @@ def test_a_folder_becomes_a_version_with_lineage(project: str, group: str, model
         "S3DataType": "S3Prefix",
         "CompressionType": "None",
     }
+
+
+def test_lineage_of_a_plain_folder_is_its_checkout_and_the_data_named(
+    project: str, group: str, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data.csv").write_text("1,2\n")
+    git = ["git", "-C", str(model), "-c", "user.name=n", "-c", "user.email=e@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+
+    clean = register(model, group, project=project, data=tmp_path / "data.csv")
+    (model / "code" / "inference.py").write_text("changed = True\n")
+    dirty = register(model, group, project=project)
+
+    digest = artifact.digest_folder(tmp_path / "data.csv")
+    assert clean.manifest.source == {"git_commit": commit, "data_digest": digest}
+    assert (clean.metadata["git-commit"], clean.metadata["data-digest"]) == (commit, digest)
+    assert dirty.metadata["git-commit"] == f"{commit}-dirty"
+    assert dirty.manifest.source == {"git_commit": f"{commit}-dirty"}
 
 
 def test_an_archive_for_what_reads_nothing_else(project: str, group: str, model: Path, tmp_path: Path) -> None:
@@ -183,6 +201,33 @@ def test_a_move_at_the_same_moment_is_refused_by_s3(
         version.alias("champion", expected=1, project=project)
 
 
+def test_of_many_who_move_an_alias_at_once_exactly_one_does(project: str, group: str, model: Path) -> None:
+    version = register(model, group, project=project)
+    start = threading.Barrier(8)
+
+    def race(_: int) -> bool:
+        start.wait()
+        try:
+            version.alias("champion", expected=None, project=project)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(race, range(8))) == 1
+    assert ModelVersion.from_name(f"{group}@champion", project=project) == version
+
+
+def test_the_latest_of_rejected_versions_is_none(project: str, group: str, model: Path) -> None:
+    register(model, group, project=project).reject("no evidence")
+
+    with pytest.raises(NotFound, match=f"no approved version.*{group}/1 \\(Rejected\\)"):
+        ModelVersion.from_name(group)
+    with pytest.raises(NotFound, match="no version is Approved"):
+        ModelVersion.latest(group)
+    assert ModelVersion.latest(group, approval=None).approval == "Rejected"
+
+
 @pytest.mark.parametrize("name", ["Champion", "", "a b", "1st"])
 def test_what_is_no_alias_is_said(project: str, group: str, model: Path, name: str) -> None:
     version = register(model, group, project=project)
@@ -228,6 +273,30 @@ def test_a_changed_manifest_is_not_deployed(project: str, group: str, model: Pat
 
     with pytest.raises(CorruptArtifact, match="not the registered one"):
         wl.deploy(version.name, project=project, dry_run=True)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_changed_weights_are_found_by_what_reads_them_and_not_by_deploy(
+    project: str, group: str, model: Path, tmp_path: Path, archive: bool
+) -> None:
+    version = register(model, group, project=project, approve=True, archive=archive)
+    assert isinstance(version, ModelVersion)
+    changed = version.model_uri if archive else version.model_uri + "w.safetensors"
+    body = bytearray(aws.get_bytes(changed))
+    body[2000] ^= 1
+    aws.put_bytes(changed, bytes(body))
+
+    with pytest.raises(CorruptArtifact):
+        version.fetch(tmp_path / "fetched")
+    with pytest.raises(CorruptArtifact):
+        version.export(tmp_path / "version.tar.gz")
+    with pytest.raises(CorruptArtifact):
+        version.promote(project=project, model=f"{group}-copy")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with pytest.raises(NotFound):
+        ModelVersion.list(f"{group}-copy")
+    assert wl.deploy(version.name, project=project, dry_run=True).requests  # as docs/bundles.md says
 
 
 def test_a_forged_digest_is_found_by_its_signature(project: str, group: str, model: Path, key: str) -> None:
@@ -292,20 +361,20 @@ def test_a_version_is_promoted_as_a_role_of_the_other_side(
     plan = version.promote(role_arn=role, project=production, model=f"{group}-prod", dry_run=True)
 
     assert isinstance(plan, wl.Plan)
-    assert plan.actions[:3] == ("sts:AssumeRole", "s3:GetObject", "s3:PutObject")
-    assert version.model_uri in str(plan)
+    assert plan.actions[:5] == ("sts:AssumeRole", "s3:GetObject", "kms:Decrypt", "kms:GenerateDataKey", "s3:PutObject")
+    assert f"reads {version.model_uri} as you, writes as {role}" in str(plan)
     assert Contract.load(production).bucket in plan.uploads[0].uri
     with pytest.raises(NotFound):
         ModelVersion.list(f"{group}-prod")
 
     seen: list[str] = []
-    enter = registry._enter
+    enter = entry.enter
 
     def entered(*arguments: Any, **options: Any) -> Any:
         seen.append(aws.client("sts").get_caller_identity()["Arn"])
         return enter(*arguments, **options)
 
-    monkeypatch.setattr(registry, "_enter", entered)
+    monkeypatch.setattr(entry, "enter", entered)
     copy = version.promote(role_arn=role, project=production, model=f"{group}-prod")
 
     assert isinstance(copy, ModelVersion)
@@ -318,6 +387,19 @@ def test_a_version_is_promoted_as_a_role_of_the_other_side(
     copy.verify(wl.Policy(signed_by=(key,)))
 
 
+def test_the_plan_says_what_another_account_must_be_allowed(project: str, group: str, model: Path, key: str) -> None:
+    own = "123456789012.dkr.ecr.us-east-1.amazonaws.com/mine:1"
+    version = register(model, group, project=project, sign_with=key, image=own)
+    account = version.arn.split(":")[4]
+    version = dataclasses.replace(version, image=own.replace("123456789012", account))
+
+    needs = transfer.needs(version, "arn:aws:iam::222222222222:role/windlass-deployer")
+
+    assert f"the policy of key {key} must let account 222222222222 kms:Verify" in needs[1]
+    assert f"the repository policy of {version.image} must let account 222222222222 pull it" in needs[2]
+    assert len(transfer.needs(version, f"arn:aws:iam::{account}:role/other")) == 1
+
+
 def test_an_archive_is_promoted_as_one_and_gates_hold(project: str, production: str, group: str, model: Path) -> None:
     version = register(model, group, project=project, archive=True)
 
@@ -328,6 +410,20 @@ def test_an_archive_is_promoted_as_one_and_gates_hold(project: str, production: 
     assert isinstance(copy, ModelVersion)
     assert (copy.approval, copy.model_uri.rpartition("/")[2]) == ("Approved", "model.tar.gz")
     assert copy.manifest == version.manifest
+
+
+def test_a_disk_that_fills_keeps_nothing_of_an_export(project: str, group: str, model: Path, tmp_path: Path) -> None:
+    version = register(model, group, project=project)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.raises(DiskFull, match="no room"):
+            version.export(disk / "version.tar.gz")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_damaged_file_is_not_imported(project: str, group: str, model: Path, tmp_path: Path) -> None:
@@ -427,6 +523,14 @@ def test_the_commands_of_a_version_s_life(
     assert "champion" in said("delete", second, "--yes", status=1)
     said("delete", first, "--yes")
     assert ModelVersion.list(group) == [second]
+    assert json.loads(said("show", f"{group}@champion", "--json"))["version"] == 2
+    assert "is what was registered, signed by nobody" in said("check", second)
+    assert said("fetch", second, str(tmp_path / "fetched")).strip() == versions[1].manifest.digest
+    assert "Staging" in said("stage", second, "Staging", "--why", "to be tried")
+    assert "is not an alias" in said("unalias", second, status=1)
+    said("unalias", f"{group}@champion")
+    assert "no alias 'champion'" in said("show", f"{group}@champion", status=1)
+    said("delete", second, "--yes")
 
 
 def test_register_and_check_a_folder_from_the_command_line(

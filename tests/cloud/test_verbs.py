@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 import windlass as wl
+from tests.cloud.conftest import Rig
 from windlass import aws
 from windlass.cli import main
 from windlass.errors import Conflict, InvalidInput, NotFound, RolledBack
@@ -52,13 +55,6 @@ def predict_fn(number, shift):
 def output_fn(prediction, accept):
     return json.dumps(prediction), "application/json"
 """
-
-
-class Rig(Protocol):
-    env: dict[str, str]
-
-    def client(self, service: str) -> Any: ...
-    def unique(self, prefix: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -100,12 +96,13 @@ def project(foundation: Contract, rig: Rig, folder: Path) -> Project:
 
 @pytest.fixture
 def name(rig: Rig, project: Project) -> Iterator[str]:
-    """Of an endpoint that is deleted at the end. As long as a config's name with its time stamp leaves no room for."""
+    """Of an endpoint that is gone at the end. As long as a config's name with its time stamp leaves no room for."""
     name = rig.unique("an-endpoint-with-a-long-name-indeed-for-one-adder")
     yield name
     if name in wl.Endpoint.list():
         until(lambda: wl.Endpoint.from_name(name).status not in ("Creating", "Updating", "RollingBack"))
         wl.Endpoint.from_name(name).delete()
+        until(lambda: name not in wl.Endpoint.list())  # the names of all these endpoints begin alike
 
 
 def until(done: Callable[[], Any], seconds: float = 60) -> Any:
@@ -129,6 +126,40 @@ def judged(endpoint: wl.Endpoint, samples: int) -> list[wl.monitor.Quality]:
 
 
 # ------------------------------------------------------------------------------------------------- to a model version
+
+
+def test_a_script_beside_its_data_takes_neither_them_nor_a_local_cloud_along(
+    rig: Rig, foundation: Contract, tmp_path: Path
+) -> None:
+    # Given a project as it comes about by itself: the cloud was started and the data were made where the script is
+    for name, text in {
+        "train.py": TRAIN,
+        "inference.py": INFERENCE,
+        "vocabulary/words.txt": "none",
+        "data/train/numbers.json": "[1]",
+        "data/test/numbers.json": "[2]",
+        ".windlass/state.sqlite": "rows",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    # When it trains
+    run = wl.train(tmp_path / "train.py", {"train": tmp_path / "data" / "train"})
+
+    # Then what is a channel is not code, nor is the cloud's state
+    with tarfile.open(fileobj=io.BytesIO(rig.download(run.source_uri))) as tar:
+        assert sorted(tar.getnames()) == ["data/test/numbers.json", "inference.py", "train.py", "vocabulary/words.txt"]
+
+
+def test_code_in_a_folder_that_is_data_goes_along(rig: Rig, foundation: Contract, tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "train.py").write_text(TRAIN)
+    (tmp_path / "both" / "numbers.json").write_text("[1]")
+
+    run = wl.train("both/train.py", {"train": tmp_path / "both"}, source=tmp_path)
+
+    with tarfile.open(fileobj=io.BytesIO(rig.download(run.source_uri))) as tar:
+        assert sorted(tar.getnames()) == ["both/numbers.json", "both/train.py"]
 
 
 def test_training_gives_a_run_that_any_process_finds_again(project: Project) -> None:
@@ -544,4 +575,8 @@ def test_what_there_is_from_the_command_line(
     [seen] = json.loads(windlass("status", name, "--json"))
     assert (seen["status"], seen["version"], set(seen["alarms"])) == ("InService", project.good.name, {"accuracy"})
     assert name in windlass("status")
+    with monkeypatch.context() as deleted:  # one that went since it was listed
+        deleted.setattr(wl.Endpoint, "list", lambda: ["gone", name])
+        assert name in windlass("status")
+    assert "'gone'" in windlass("status", "gone", code=1)
     assert "no config before" in windlass("rollback", name, code=1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 
-from windlass import __version__, cli
+from windlass import __version__, artifact, cli
 from windlass.cli.app import app
 
 
@@ -41,6 +42,17 @@ def test_every_command_has_help(path: tuple[str, ...], option: str, capsys: pyte
     assert says.endswith((".", "...")), says
 
 
+def test_every_option_and_argument_says_what_it_is() -> None:
+    silent = []
+    for path in commands():
+        command: Any = typer.main.get_command(app)
+        for word in path:
+            command = command.commands[word]
+        silent += [f"{' '.join(path)}: {p.name}" for p in command.params if not getattr(p, "help", "")]
+
+    assert silent == []
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version", capsys=capsys) == (0, f"windlass {__version__}\n", "")
 
@@ -51,7 +63,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["fly"], "No such command 'fly'"),
         (["train"], "Missing argument 'script'"),
         (["plan"], "name a verb: windlass plan train|evaluate|register|deploy|rollback"),
-        (["plan", "status"], "No such option: --dry-run"),
+        (["plan", "status"], "name a verb: windlass plan train|"),
+        (["plan", "model", "show", "digits"], "No such option: --dry-run"),
         (["train", "train.py", "--instance-typ", "ml.m5.large"], "--instance-type"),
         (["deploy", "digits/1", "--bake", "long"], "Invalid value for '--bake'"),
         (["runs", "list", "--limit"], "requires an argument"),
@@ -78,6 +91,18 @@ def test_an_error_that_windlass_explains_ends_with_1(capsys: pytest.CaptureFixtu
     ended = call("deploy", "digits/1", "--slo", "fast", capsys=capsys)
 
     assert ended == (1, "", "error: Reading --slo: 'fast' is not NAME=VALUE\n")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "inference.py").write_text("def model_fn(folder): ...\n")
+    artifact.build(tmp_path / "model", tmp_path / "model.tar.gz")
+    artifact.open(tmp_path / "model.tar.gz", tmp_path / "opened")
+    page = tmp_path / "no such folder" / "page.json"
+
+    ended = call("openapi", tmp_path / "opened", "--out", page, capsys=capsys)
+
+    assert ended == (1, "", f"error: {page}: No such file or directory\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

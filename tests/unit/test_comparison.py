@@ -44,7 +44,7 @@ def test_a_difference_that_may_be_chance_is_called_so() -> None:
 
     assert answer.difference > 0
     assert answer.better == ""
-    assert "could not be chance" in str(answer)
+    assert "no significant difference" in str(answer)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -81,3 +81,11 @@ def test_the_page_is_whole_and_escapes_what_it_shows() -> None:
     assert "a&amp;b/2" in page
     assert not re.search(r"https?://|<script|src=", page)
     assert json.dumps(page)
+
+
+@pytest.mark.parametrize(
+    ("metric", "colour"), [("accuracy", "up"), ("loss", "down"), ("val_error", "down"), ("p99_latency_ms", "down")]
+)
+def test_more_is_not_always_better(metric: str, colour: str) -> None:
+    page = compare("a/1", evaluation("01", **{metric: 0.5}), "a/2", evaluation("10", **{metric: 0.6})).to_html()
+    assert f"<td class={colour}>+0.1000" in page

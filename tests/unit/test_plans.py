@@ -305,22 +305,13 @@ def test_each_catalogued_slo_metric_makes_an_alarm() -> None:
 VLLM = "763104351884.dkr.ecr.us-east-1.amazonaws.com/vllm:0.11-gpu-py312"
 
 
-@pytest.mark.parametrize(
-    ("image", "server"),
-    [
-        (VLLM, "vLLM"),
-        ("public.ecr.aws/deep-learning-containers/vllm@sha256:abc", "vLLM"),
-        ("vllm/vllm-openai:latest", "vLLM"),
-        ("763104351884.dkr.ecr.eu-west-1.amazonaws.com/djl-inference:0.36.0-lmi18", "DJL Serving (LMI)"),
-        ("1.dkr.ecr.us-east-1.amazonaws.com/huggingface-pytorch-tgi-inference:2.7", "Text Generation Inference"),
-        ("nvcr.io/nvidia/tritonserver:25.01-py3", "Triton Inference Server"),
-        ("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-vllm", ""),
-        ("localhost:5000/mine", ""),
-        ("123456789012.dkr.ecr.us-east-1.amazonaws.com/denim-classifier:1", ""),
-    ],
-)
-def test_a_vendors_image_is_told_by_its_repository(image: str, server: str) -> None:
-    assert plans.vendor_server(image) == server
+def test_the_model_server_publishes_its_metrics_unless_the_user_says_otherwise() -> None:
+    (model,) = requests(deploy(), "create_model")
+    environment = model["PrimaryContainer"]["Environment"]
+    assert environment["WINDLASS_EMF_SECONDS"] == "60"
+    assert environment["WINDLASS_EMF_DIMENSIONS"] == "EndpointName=digits,VariantName=primary"
+    (model,) = requests(deploy(environment={"WINDLASS_EMF_SECONDS": "0"}), "create_model")
+    assert model["PrimaryContainer"]["Environment"]["WINDLASS_EMF_SECONDS"] == "0"
 
 
 def test_a_vendors_container_gets_the_model_and_its_own_environment() -> None:

@@ -23,13 +23,15 @@ from windlass.artifact.bundle import (
     pack,
     read_manifest,
     repack,
-    room,
     servable,
     verify,
+    write,
 )
 from windlass.artifact.bundle import open_bundle as open  # noqa: A004 - reads as artifact.open
 from windlass.artifact.content import Chunk, Content, DigestCache
 from windlass.artifact.manifest import FORMAT, MANIFEST, Manifest, Signature, Tensor, schema
+from windlass.artifact.whole import folder as appears
+from windlass.artifact.whole import room
 
 __all__ = [
     "CODE",
@@ -46,6 +48,7 @@ __all__ = [
     "Manifest",
     "Signature",
     "Tensor",
+    "appears",
     "build",
     "diff",
     "digest_folder",
@@ -58,4 +61,5 @@ __all__ = [
     "schema",
     "servable",
     "verify",
+    "write",
 ]

@@ -18,12 +18,12 @@ import tarfile
 import unicodedata
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from windlass.artifact.content import Chunker, Content, identity
 from windlass.errors import CorruptArtifact, InvalidInput
@@ -36,13 +36,15 @@ MAX_RATIO = 1_000  # deflate's own limit is 1032:1, and only for constant input
 _RATIO_FREE = 64 << 20  # small archives of zeros are harmless
 
 BUILDING = "Building an artifact"
-LEFT_OUT = {"__pycache__", ".git", ".venv", ".DS_Store", ".ipynb_checkpoints"}
+# .windlass: the state of a local cloud that was started there.
+LEFT_OUT = {"__pycache__", ".git", ".venv", ".windlass", ".DS_Store", ".ipynb_checkpoints"}
 
 _STORED = {".safetensors", ".bin", ".pt", ".pth", ".onnx", ".npz", ".gguf", ".gz", ".zip", ".png", ".jpg", ".jpeg"}
 _BUFFER = 4 << 20
 _READ = 256 << 10  # of packed bytes: zlib copies what it leaves over
 _DEPTH = 4  # buffers in flight: 16 MiB in all
 _SMALL = 1 << 20  # compressed whole, by one thread
+_TOGETHER, _MOST_TOGETHER = 256 << 10, 1000  # bytes and files that are compressed as one piece
 _BLOCK = 0xFFFF  # the most that a stored block of deflate holds (RFC 1951, 3.2.4)
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no name, no date, no system: the same for all
 _LEVEL = 6
@@ -102,6 +104,21 @@ def folded(name: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
+def order(sizes: Mapping[str, int]) -> list[str]:
+    """Names in the order in which an archive has them: the largest first.
+
+    So the bytes of the weights are at the same place whatever becomes of the code, and the small files, which compress beside
+    each other, are one stretch at the end.
+    """
+    return sorted(sizes, key=lambda name: (-sizes[name], name))
+
+
+class Sink(Protocol):
+    """What an archive is written to. One that has ``member_ends()`` is told where each large member does."""
+
+    def write(self, body: bytes | memoryview, /) -> object: ...
+
+
 class Writer:
     """Writes members in the order they are added.
 
@@ -111,10 +128,13 @@ class Writer:
         writer.add_bytes("windlass.json", text)
     """
 
-    def __init__(self, out: IO[bytes], *, with_chunks: bool = True) -> None:
+    def __init__(self, out: Sink, *, with_chunks: bool = True) -> None:
         self._out, self._with_chunks = out, with_chunks
+        self._after_member: Callable[[], None] = getattr(out, "member_ends", lambda: None)
         self._contents: dict[str, Content] = {}
-        self._small: deque[tuple[str, Future[tuple[bytes, bytes, Content]]]] = deque()
+        self._small: deque[Future[tuple[bytes, bytes, dict[str, Content]]]] = deque()
+        self._group: list[tuple[str, Path]] = []
+        self._grouped = 0
         self._file = _descriptor(out)
         self._crc = self._length = 0  # of the tar, for gzip's trailer
         self._threads = ExitStack()
@@ -145,9 +165,10 @@ class Writer:
         """A file, as it is now."""
         size = path.stat().st_size
         if size <= _SMALL:
-            self._small.append((name, self._pool.submit(_pack_small, name, path)))
-            if len(self._small) > 4 * WORKERS:
-                self._write_small()
+            self._group.append((name, path))
+            self._grouped += size
+            if self._grouped >= _TOGETHER or len(self._group) >= _MOST_TOGETHER:
+                self._pack_group()
             return
         self.flush()
         with path.open("rb", buffering=0) as file, Chunker(path, size if self._with_chunks else 0) as chunker:
@@ -160,6 +181,7 @@ class Writer:
                 pending.append(self._chunking.submit(chunker.update, view))
                 pending.append(large(view))
             self._write(_padding(size))
+            self._after_member()
             self._contents[name] = Content(size, digest.hexdigest(), chunker.chunks)
             if identity(before) != identity(os.fstat(file.fileno())):
                 hint = "Wait until it is written."
@@ -173,9 +195,17 @@ class Writer:
 
     def flush(self) -> dict[str, Content]:
         """What was written until now."""
+        self._pack_group()
         while self._small:
             self._write_small()
         return self._contents
+
+    def _pack_group(self) -> None:
+        if self._group:
+            self._small.append(self._pool.submit(_pack_small, self._group))
+        self._group, self._grouped = [], 0
+        if len(self._small) > 2 * WORKERS:
+            self._write_small()
 
     def _write(self, plain: bytes | memoryview, packed: bytes | None = None) -> None:
         """The next bytes of the tar; deflated already, or to be deflated here."""
@@ -189,9 +219,10 @@ class Writer:
         self._length += len(view)
         parts = _blocks(view)
         if self._file is None:
-            self._out.write(b"".join(parts))
+            for part in parts:
+                self._out.write(part)
             return
-        self._out.flush()
+        self._out.flush()  # type: ignore[attr-defined]  # it is a file
         while parts:
             count = os.writev(self._file, parts[:_VECTORS])
             while parts and count >= len(parts[0]):
@@ -200,8 +231,8 @@ class Writer:
                 parts[0] = memoryview(parts[0])[count:]
 
     def _write_small(self) -> None:
-        name, future = self._small.popleft()
-        plain, packed, self._contents[name] = future.result()
+        plain, packed, contents = self._small.popleft().result()
+        self._contents |= contents
         self._write(plain, packed)
 
     def _buffers(self, file: IO[bytes], size: int, name: str) -> Iterator[tuple[memoryview, list[Future[Any]]]]:
@@ -241,18 +272,30 @@ def _padding(size: int) -> bytes:
     return b"\0" * (-size % tarfile.BLOCKSIZE)
 
 
-def _pack_small(name: str, path: Path) -> tuple[bytes, bytes, Content]:
-    with path.open("rb") as file:
-        before = os.fstat(file.fileno())
-        body = file.read(_SMALL + 1)
-    if len(body) != before.st_size:
-        raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written.")
-    plain = _header(name, before) + body + _padding(len(body))
-    packed = b"".join(_blocks(memoryview(plain))) if path.suffix.lower() in _STORED else _deflate(plain)
-    return plain, packed, Content(len(body), hashlib.sha256(body).hexdigest())
+def _pack_small(group: list[tuple[str, Path]]) -> tuple[bytes, bytes, dict[str, Content]]:
+    """Files as the tar has them, and deflated: those that compress as one piece, for code is alike."""
+    plain, packed, contents = bytearray(), bytearray(), {}
+    done = 0
+    for name, path in group:
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            body = file.read(_SMALL + 1)
+        if len(body) != before.st_size:
+            raise InvalidInput(f"{name} changed while it was read", where=BUILDING, hint="Wait until it is written.")
+        contents[name] = Content(len(body), hashlib.sha256(body).hexdigest())
+        member = _header(name, before) + body + _padding(len(body))
+        if path.suffix.lower() in _STORED:
+            if done < len(plain):
+                packed += _deflate(plain[done:])
+            packed += b"".join(_blocks(memoryview(member)))
+            done = len(plain) + len(member)
+        plain += member
+    if done < len(plain):
+        packed += _deflate(plain[done:])
+    return bytes(plain), bytes(packed), contents
 
 
-def _deflate(data: bytes | memoryview) -> bytes:
+def _deflate(data: bytes | bytearray | memoryview) -> bytes:
     """A piece of a deflate stream that refers to nothing before it and ends on a byte, so that pieces may be joined."""
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15)
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
@@ -267,10 +310,10 @@ def _blocks(view: memoryview) -> list[bytes | memoryview]:
     return parts
 
 
-def _descriptor(out: IO[bytes]) -> int | None:
+def _descriptor(out: Sink) -> int | None:
     """The file behind ``out``, where the system can gather what is written to it."""
     try:
-        return out.fileno() if hasattr(os, "writev") else None
+        return int(out.fileno()) if hasattr(os, "writev") else None  # type: ignore[attr-defined]
     except (AttributeError, OSError):
         return None  # a file in memory
 

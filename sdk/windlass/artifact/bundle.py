@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
-from windlass.artifact import archive, loaders
+from windlass.artifact import archive, loaders, whole
 from windlass.artifact.archive import BUILDING, WORKERS
 from windlass.artifact.content import Content, DigestCache, matches, scan
 from windlass.artifact.manifest import MANIFEST, Manifest, Signature
-from windlass.errors import CorruptArtifact, DiskFull, InvalidInput
+from windlass.errors import CorruptArtifact, InvalidInput
 
 CODE = "code"
 _PICKLES = {".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin"}
@@ -117,10 +112,10 @@ def build(
             found = {name: files.submit(scan, path, pool, cache) for name, path in parts.items()}
             manifest = describe({name: future.result() for name, future in found.items()})
         return Bundle(Path(model), manifest, parts)
-    with _appears_whole(Path(dest)) as out, archive.Writer(out) as writer:
-        for name, path in parts.items():
-            writer.add(name, path)
-        manifest = describe(dict(writer.flush()))
+    with whole.file(Path(dest)) as out, archive.Writer(out) as writer:
+        for name in archive.order({name: path.stat().st_size for name, path in parts.items()}):
+            writer.add(name, parts[name])
+        manifest = describe(dict(sorted(writer.flush().items())))
         writer.add_bytes(MANIFEST, manifest.to_json())
     return Bundle(Path(dest), manifest, parts)
 
@@ -131,15 +126,28 @@ def repack(bundle: Bundle, dest: str | Path) -> Bundle:
     Raises:
         CorruptArtifact: a file is no longer what the manifest says.
     """
-    with _appears_whole(Path(dest)) as out, archive.Writer(out, with_chunks=False) as writer:
-        for name in sorted(bundle.manifest.files):
+    with whole.file(Path(dest)) as out:
+        write(bundle, out)
+    return Bundle(Path(dest), bundle.manifest, bundle.parts)
+
+
+def write(bundle: Bundle, out: archive.Sink) -> None:
+    """Write a bundle's ``model.tar.gz`` as a stream, in the bytes that :func:`build` gives.
+
+    Raises:
+        CorruptArtifact: a file is no longer what the manifest says; ``out`` then lacks the end of the archive.
+    """
+    files = bundle.manifest.files
+    with archive.Writer(out, with_chunks=False) as writer:
+        for name in archive.order({name: content.size for name, content in files.items()}):
+            if not bundle.parts[name].is_file():
+                raise CorruptArtifact(f"{name} is gone", where=f"Packing {bundle.path}")
             writer.add(name, bundle.parts[name])
         written = writer.flush()
-        faults = [f"{n} has changed" for n, c in bundle.manifest.files.items() if written[n].sha256 != c.sha256]
+        faults = [f"{name} has changed" for name, content in files.items() if written[name].sha256 != content.sha256]
         if faults:
             raise CorruptArtifact(_listed(faults), where=f"Packing {bundle.path}")
         writer.add_bytes(MANIFEST, bundle.manifest.to_json())
-    return Bundle(Path(dest), bundle.manifest, bundle.parts)
 
 
 def _parts(model: Path, code: Path | None) -> dict[str, Path]:
@@ -203,12 +211,19 @@ def _license_of(card: Path) -> str:
     return ""
 
 
-def pack(folder: str | Path, dest: str | Path) -> str:
-    """Write a source folder as a deterministic ``tar.gz`` and return its sha256 (hex). Used for training code."""
-    members = dict(archive.members(Path(folder)))
+def pack(folder: str | Path, dest: str | Path, *, without: Iterable[Path] = ()) -> str:
+    """Write a source folder as a deterministic ``tar.gz`` and return its sha256 (hex). Used for training code.
+
+    Args:
+        without: folders below it that are left out.
+    """
+    root = Path(folder).resolve()
+    below = [path.resolve() for path in without]
+    skipped = tuple(f"{path.relative_to(root).as_posix()}/" for path in below if root in path.parents)
+    members = {name: path for name, path in archive.members(Path(folder)) if not name.startswith(skipped)}
     archive.refuse_collisions(members)
     digest = hashlib.sha256()
-    with _appears_whole(Path(dest)) as out, archive.Writer(out, with_chunks=False) as writer:
+    with whole.file(Path(dest)) as out, archive.Writer(out, with_chunks=False) as writer:
         for name in sorted(members):
             writer.add(name, members[name])
         for name, content in sorted(writer.flush().items()):
@@ -219,39 +234,13 @@ def pack(folder: str | Path, dest: str | Path) -> str:
 def digest_folder(folder: str | Path) -> str:
     """sha256 (hex) over the names and contents of a data folder or of one file, whatever their dates and modes."""
     folder, digest = Path(folder), hashlib.sha256()
+    if not folder.exists():
+        raise InvalidInput(f"{folder} is not there", where="Digesting data")
     members = dict(archive.members(folder)) if folder.is_dir() else {folder.name: folder}
     for name in sorted(members):
         with members[name].open("rb") as body:
             digest.update(f"{name}\0{hashlib.file_digest(body, 'sha256').hexdigest()}\0".encode())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _appears_whole(dest: Path) -> Iterator[IO[bytes]]:
-    """A file that is at its place only once it is complete; until then a sibling that a failure removes."""
-    with room(dest.parent):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{dest.name[:100]}-", dir=dest.parent)
-        scratch = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-            scratch.chmod(0o644)
-            scratch.replace(dest)
-        finally:
-            scratch.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def room(folder: Path) -> Iterator[None]:
-    """A full disk as an error that says so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            hint = "Free some space, or choose another folder; nothing half-written was left."
-            raise DiskFull(f"no room: {error.strerror}", where=f"Writing to {folder}", hint=hint) from error
-        raise
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -269,7 +258,7 @@ def extract(packed: str | Path, dest: str | Path) -> list[Path]:
         DiskFull: no room for it; ``dest`` is then as it was.
     """
     dest = Path(dest)
-    with _appears_unpacked(Path(packed), dest) as scratch:
+    with whole.folder(dest, f"Unpacking {Path(packed).name}") as scratch:
         names = archive.unpack(Path(packed), scratch)
     return [dest / name for name in names]
 
@@ -291,7 +280,7 @@ def open_bundle(path: str | Path, dest: str | Path | None = None) -> Bundle:
         hint = "As in artifact.open('model.tar.gz', 'unpacked/')."
         raise InvalidInput("an archive needs a folder to be unpacked to", where=f"Opening {path}", hint=hint)
     dest = Path(dest)
-    with _appears_unpacked(path, dest) as scratch:
+    with whole.folder(dest, f"Unpacking {path.name}") as scratch:
         digests = archive.unpack(path, scratch)
         manifest = _require_manifest(scratch, f"Opening {path}")
         digests.pop(MANIFEST)
@@ -315,10 +304,10 @@ def read_manifest(folder: str | Path) -> Manifest | None:
 
 
 def _require_manifest(folder: Path, where: str) -> Manifest:
-    manifest = read_manifest(folder)
-    if manifest is None:
+    path = folder / MANIFEST
+    if not path.is_file():
         raise CorruptArtifact(f"no {MANIFEST} in {folder}", where=where, hint="Only Windlass's own bundles have one.")
-    return manifest
+    return Manifest.intact(path.read_bytes(), where=str(path))
 
 
 def verify(folder: str | Path) -> Manifest:
@@ -331,9 +320,11 @@ def verify(folder: str | Path) -> Manifest:
     manifest = _require_manifest(folder, "Verifying an artifact")
     present = {name: path for name, path in archive.members(folder, all_files=True) if name != MANIFEST}
     faults = [f"{name} is missing" for name in manifest.files if name not in present]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        same = {n: matches(present[n], content, pool) for n, content in manifest.files.items() if n in present}
-        faults += [f"{name} has changed" for name, answer in same.items() if not answer()]
+    with ThreadPoolExecutor(WORKERS) as pool, ThreadPoolExecutor(WORKERS) as files:
+        # As in `build`: whole files on one pool, their chunks on the other.
+        held = {n: content for n, content in manifest.files.items() if n in present}
+        same = {name: files.submit(matches, present[name], content, pool) for name, content in held.items()}
+        faults += [f"{name} has changed" for name, answer in same.items() if not answer.result()]
     faults += [f"{name} is not in the manifest" for name in present if name not in manifest.files]
     if faults:
         raise CorruptArtifact(_listed(faults), where=f"Verifying {folder}")
@@ -343,25 +334,6 @@ def verify(folder: str | Path) -> Manifest:
 def _listed(faults: Sequence[str], most: int = 20) -> str:
     more = f"; and {len(faults) - most} more" if len(faults) > most else ""
     return "; ".join(faults[:most]) + more
-
-
-@contextlib.contextmanager
-def _appears_unpacked(packed: Path, dest: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``dest`` if all went well, and goes away if not."""
-    if dest.exists() and any(dest.iterdir()):
-        raise InvalidInput(f"{dest} is not empty", where=f"Unpacking {packed.name}")
-    with room(dest.parent):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name[:100]}-", dir=dest.parent))
-        try:
-            yield scratch
-            scratch.chmod(0o755)
-            if dest.exists():
-                dest.rmdir()
-            scratch.rename(dest)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing

@@ -15,8 +15,11 @@ from pathlib import Path, PurePosixPath
 from windlass.errors import InvalidInput, choices
 
 TORCH_EXPORT, ONNX, SKOPS, TRANSFORMERS, JOBLIB = "torch-export", "onnx", "skops", "transformers", "joblib"
-LOADERS = (TORCH_EXPORT, ONNX, SKOPS, TRANSFORMERS, JOBLIB)
+PACKED = "packed"
+LOADERS = (TORCH_EXPORT, ONNX, SKOPS, TRANSFORMERS, PACKED, JOBLIB)
 INFERENCE = "code/inference.py"
+PACKING = "packed.json"
+"""Beside the graph of an encoder without padding: what the code that runs it has to know."""
 TRUSTED = "trusted_types.json"
 """Beside a skops file: types that skops does not know and that whoever exported it vouches for."""
 
@@ -27,6 +30,8 @@ _CODE = Path(__file__).parent / "serving"
 def find(names: Collection[str]) -> str:
     """The loader for the files of a model folder, by their names in the bundle."""
     roots = [name for name in names if "/" not in name]
+    if PACKING in roots:
+        return PACKED
     found = [_BY_SUFFIX[PurePosixPath(name).suffix] for name in roots if PurePosixPath(name).suffix in _BY_SUFFIX]
     if len(found) == 1:
         return found[0]
@@ -43,4 +48,7 @@ def code(loader: str) -> Mapping[str, Path]:
     if loader not in LOADERS:
         raise InvalidInput(f"loader={loader!r}", where="Building an artifact", hint=choices(loader, LOADERS))
     files = {INFERENCE: _CODE / f"{loader.replace('-', '_')}.py"}
-    return files if loader == TRANSFORMERS else {**files, "code/windlass_tensors.py": _CODE / "windlass_tensors.py"}
+    shared = {TRANSFORMERS: [], PACKED: ["windlass_tensors.py", "windlass_packing.py"]}.get(
+        loader, ["windlass_tensors.py"]
+    )
+    return {**files, **{f"code/{name}": _CODE / name for name in shared}}

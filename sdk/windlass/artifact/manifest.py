@@ -140,13 +140,13 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> bytes:
-        """Canonical bytes: sorted keys, so that equal manifests have equal digests."""
-        data = {
+        """Canonical bytes: sorted keys, so that equal manifests have equal digests; with a checksum of all the rest."""
+        data: dict[str, Any] = {
             **self.__dict__,
             "files": {name: content.to_json() for name, content in self.files.items()},
             "signature": self.signature.to_json() if self.signature else None,
         }
-        return json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False).encode()
+        return _canonical({**data, "checksum": hashlib.sha256(_canonical(data)).hexdigest()})
 
     @classmethod
     def from_json(cls, body: bytes, *, where: str = MANIFEST) -> Manifest:
@@ -179,6 +179,20 @@ class Manifest:
             values["signature"] = _checked_signature(data["signature"], where)
         return cls(**values)
 
+    @classmethod
+    def intact(cls, body: bytes, *, where: str = MANIFEST) -> Manifest:
+        """Read what :meth:`to_json` wrote, and nothing that was changed since: one bit is enough to be refused.
+
+        Raises:
+            CorruptArtifact: also when its checksum is missing or is not that of the rest.
+        """
+        manifest = cls.from_json(body, where=where)
+        data = json.loads(body)
+        if data.pop("checksum", None) != hashlib.sha256(_canonical(data)).hexdigest():
+            hint = "Somebody edited it, or it was damaged: fetch the bundle again."
+            raise CorruptArtifact("its checksum is not that of what it says", where=where, hint=hint)
+        return manifest
+
     @property
     def digest(self) -> str:
         """sha256 of the canonical manifest, hex: the bundle's address."""
@@ -188,6 +202,10 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(content.size for content in self.files.values())
+
+
+def _canonical(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, indent=1, ensure_ascii=False).encode()
 
 
 _FIELDS: tuple[tuple[str, type, type | None], ...] = (

@@ -13,18 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_PLANNED = ("train", "evaluate", "register", "deploy", "rollback", "model")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     from windlass.cli.app import app
     from windlass.errors import WindlassError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["plan"] and len(arguments) > 1 and not arguments[1].startswith("-"):
+    if arguments[:1] == ["plan"] and arguments[1:2] and arguments[1] in _PLANNED:
         arguments = [*arguments[1:], "--dry-run"]
     try:
         app(arguments, prog_name="windlass")
     except WindlassError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file that the user named
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}\n")
         return 1
     except SystemExit as ended:
         # How typer ends, also after wrong usage, which it explains itself. Its errors have no public root to catch.

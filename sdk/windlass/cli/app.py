@@ -53,6 +53,10 @@ def root(
 
 verbs.add_to(app)
 app.command()(models.openapi)
-app.add_typer(models.app, name="model", help="Versions and bundles: compare, alias, export, import, delete, verify.")
+app.add_typer(
+    models.app,
+    name="model",
+    help="Model versions and bundles: show, compare, promote...",
+)
 app.add_typer(infra.app, name="infra", help="The AWS foundation: bucket, key, role, topic and their contract.")
-app.add_typer(local.app, name="local", help="A cloud on this machine: real jobs and endpoints, no AWS account.")
+app.add_typer(local.app, name="local", help="A cloud on this machine: real jobs, no AWS account.")

@@ -17,7 +17,7 @@ Parameters = Annotated[
 
 @app.command()
 def deploy(project: Project = "windlass", parameter: Parameters = None, as_json: Json = False) -> None:
-    """Create the foundation, or bring it up to date; prints its contract."""
+    """Create or update the foundation; print its contract."""
     from windlass import foundation
 
     contract = foundation.deploy(project, _pairs(parameter, "--parameter"), on_event=lambda event: show.say(str(event)))

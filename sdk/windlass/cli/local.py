@@ -43,7 +43,10 @@ def up(
     speed: Speed = 1,
     enforce_iam: Enforce = False,
 ) -> None:
-    """Start a local cloud and print the exports: eval "$(windlass local up)"."""
+    """Start a local cloud, and print the exports for a shell.
+
+    As in eval "$(windlass local up)".
+    """
     cloud = _server().up(state, port, speed=speed, enforce_iam=enforce_iam)
     for name, value in cloud.env.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
@@ -76,7 +79,10 @@ def interrupt(
         float, typer.Option("--capacity-after", help="Seconds until there are spot instances again.")
     ] = 0.0,
 ) -> None:
-    """Take a spot training job's instances away: it resumes from its checkpoint."""
+    """Take a spot training job's instances away.
+
+    It goes on from its checkpoint.
+    """
     cloud = _found(state, "interrupt")
     cloud.interrupt(job, capacity_after_seconds=capacity_after)
     show.say(f"Training job {job} is being interrupted.")
@@ -94,7 +100,7 @@ def policy(
         typer.Option("--principal", help="Whose calls, by the ARN of a user or role; default: all clients'."),
     ] = None,
 ) -> None:
-    """Print the least IAM policy that allows exactly the calls seen since the mark."""
+    """Print the least IAM policy for the calls since a mark."""
     cloud = _found(state, "policy")
     if mark:
         cloud.mark()
@@ -124,7 +130,10 @@ def run(
     speed: Speed = 1,
     enforce_iam: Enforce = False,
 ) -> None:
-    """Run one command inside a fresh local cloud: windlass local run -- python train.py."""
+    """Run one command inside a fresh local cloud.
+
+    As in windlass local run -- python train.py.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="windlass-") as scratch,
         _server().up(state or Path(scratch) / "state", lifeline=True, speed=speed, enforce_iam=enforce_iam) as cloud,

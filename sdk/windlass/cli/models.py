@@ -1,4 +1,4 @@
-"""Commands for the registry and for bundles on this disk: compare, alias, export, import, delete, verify, diff."""
+"""Commands for the registry (show, check, alias, compare, move, delete) and for bundles on this disk (verify, diff)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from windlass.cli import show
-from windlass.cli.verbs import DryRun, Json, PolicyFile, Project, read_policy
+from windlass.cli.verbs import DryRun, Json, PolicyFile, Project, Why, read_policy
 
 app = typer.Typer(no_args_is_help=True)
-Version = Annotated[str, typer.Argument(help="As in digits/3, or digits@champion.")]
-Folder = Annotated[Path, typer.Argument(help="A bundle: an unpacked folder, or a model.tar.gz.")]
+Version = Annotated[str, typer.Argument(help="As in digits/3, or digits@champion; digits alone: the newest approved.")]
+Folder = Annotated[Path, typer.Argument(help="A bundle, unpacked: a folder with windlass.json.")]
 
 
 @app.command()
@@ -23,7 +23,10 @@ def compare(
     project: Project = "windlass",
     as_json: Json = False,
 ) -> None:
-    """Whether one version is better than another, by a paired test on their evaluation set."""
+    """Whether one version is better than another.
+
+    A paired test, on the evaluation set that both were registered with.
+    """
     from windlass.registry import ModelVersion
 
     versions = [ModelVersion.from_name(name, project=project) for name in (first, second)]
@@ -60,12 +63,84 @@ def alias(
 
 
 @app.command()
+def unalias(
+    name: Annotated[str, typer.Argument(metavar="MODEL@NAME", help="As in digits@champion.")],
+    project: Project = "windlass",
+) -> None:
+    """Take an alias away; the version that it names stays."""
+    from windlass.errors import InvalidInput
+    from windlass.registry import ModelVersion
+
+    model, _, alias = name.partition("@")
+    if not alias:
+        raise InvalidInput(f"{name!r} is not an alias", where="Taking an alias away", hint="As in digits@champion.")
+    ModelVersion.from_name(name, project=project).unalias(alias, project=project)
+    show.hint(f"windlass versions {model}")
+
+
+@app.command(name="show")
+def show_(version: Version, project: Project = "windlass", as_json: Json = False) -> None:
+    """Print a version: artifact, lineage, approval. MODEL alone is the newest approved one."""
+    from windlass.registry import ModelVersion
+
+    found = ModelVersion.from_name(version, project=project)
+    show.noun(found, as_json=as_json)
+    show.hint(f"windlass model check {found.name}")
+
+
+@app.command()
+def check(version: Version, policy: PolicyFile = None, project: Project = "windlass") -> None:
+    """Make sure of a version: manifest, signature, policy.
+
+    The manifest is compared with the registry's digest, the signature with KMS, and all of it with the policy.
+    """
+    from windlass.registry import ModelVersion
+
+    found = ModelVersion.from_name(version, project=project)
+    found.verify(read_policy(policy))
+    typer.echo(f"{found.name} is what was registered, signed by {found.metadata.get('signed-by', 'nobody')}")
+    show.hint(f"windlass deploy {found.name}")
+
+
+@app.command()
+def fetch(
+    version: Version,
+    dest: Annotated[Path, typer.Argument(help="The folder to fill; absent or empty.")],
+    project: Project = "windlass",
+) -> None:
+    """Download a version's bundle, and verify it."""
+    from windlass.registry import ModelVersion
+
+    typer.echo(ModelVersion.from_name(version, project=project).fetch(dest).digest)
+    show.hint(f"windlass model verify {dest}")
+
+
+@app.command()
+def stage(
+    version: Version,
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="As in Staging or Production.")],
+    why: Why = "",
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
+    """Say where a version is in its life. An approval is a thing of its own."""
+    from windlass.registry import ModelVersion
+
+    found = ModelVersion.from_name(version, project=project).move_to(name, why)
+    show.noun(found, as_json=as_json)
+    show.hint(f"windlass versions {found.model}")
+
+
+@app.command()
 def export(
     version: Version,
     dest: Annotated[Path, typer.Argument(help="The file to write, as in digits-3.tar.gz.")],
     project: Project = "windlass",
 ) -> None:
-    """Write a version as one file: bundle, evaluation, lineage and signature."""
+    """Write a version as one file.
+
+    It holds the bundle, evaluation, lineage and signature.
+    """
     from windlass.registry import ModelVersion
 
     typer.echo(str(ModelVersion.from_name(version, project=project).export(dest)))
@@ -127,7 +202,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     project: Project = "windlass",
 ) -> None:
-    """Take a version out of the registry, unless an endpoint or an alias needs it."""
+    """Take a version out of the registry, unless it is needed.
+
+    An endpoint that serves it or would roll back to it needs it, and so does an alias.
+    """
     from windlass.registry import ModelVersion
 
     found = ModelVersion.from_name(version, project=project)
@@ -138,7 +216,9 @@ def delete(
 
 
 @app.command()
-def verify(path: Folder) -> None:
+def verify(
+    path: Annotated[Path, typer.Argument(help="A bundle: an unpacked folder, or a model.tar.gz.")],
+) -> None:
     """Compare every file of a bundle with its manifest."""
     import tempfile
 
@@ -176,7 +256,10 @@ def openapi(
     region: Annotated[str, typer.Option("--region", help="Of the endpoint.")] = "",
     project: Project = "windlass",
 ) -> None:
-    """Write the model's API as OpenAPI 3.1, from which other languages' generators make a typed client."""
+    """Write a model's API as OpenAPI 3.1, for typed clients.
+
+    Other languages' generators make a client of it.
+    """
     import json
 
     from windlass import artifact

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from windlass.cli import show
-from windlass.errors import InvalidInput
+from windlass.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from windlass.gates import Policy
@@ -30,6 +30,10 @@ Hyper = Annotated[
 ]
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="YAML with the fields of windlass.Policy.")]
 InstanceType = Annotated[str | None, typer.Option("--instance-type", help="As in ml.m5.xlarge.")]
+InstanceCount = Annotated[int | None, typer.Option("--instance-count", help="How many of them; by default 1.")]
+EndpointName = Annotated[str, typer.Argument(help="As windlass status lists it.")]
+RunName = Annotated[str, typer.Argument(help="As windlass runs list has it.")]
+Why = Annotated[str, typer.Option("--why", help="Kept with the decision.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,10 +72,10 @@ def train(
     source: Annotated[Path | None, typer.Option("--source", help="Folder of the code, if not the script's.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Base of the job's name.")] = None,
     instance_type: InstanceType = None,
-    instance_count: Annotated[int | None, typer.Option("--instance-count")] = None,
+    instance_count: InstanceCount = None,
     image: Annotated[str | None, typer.Option("--image", help="Training image URI.")] = None,
     role: Annotated[str | None, typer.Option("--role", help="Execution role ARN.")] = None,
-    max_runtime: Annotated[int | None, typer.Option("--max-runtime", help="Seconds.")] = None,
+    max_runtime: Annotated[int | None, typer.Option("--max-runtime", help="Seconds after which it is stopped.")] = None,
     project: Project = "windlass",
     wait: Wait = True,
     dry_run: DryRun = False,
@@ -106,7 +110,9 @@ def train(
 def evaluate(
     run: Annotated[str, typer.Argument(help="Name of a training run.")],
     data: DataOption = None,
-    script: Annotated[str, typer.Option("--script", help="Beside the training script.")] = "evaluate.py",
+    script: Annotated[
+        str, typer.Option("--script", help="The one that scores, beside the training script.")
+    ] = "evaluate.py",
     instance_type: InstanceType = None,
     project: Project = "windlass",
     dry_run: DryRun = False,
@@ -130,9 +136,12 @@ def register(
     run: Annotated[str, typer.Argument(help="Name of a training run, or a folder with a model.")],
     model: Annotated[str | None, typer.Option("--model", help="Model package group; by default the project's.")] = None,
     code: Annotated[Path | None, typer.Option("--code", help="Folder of the serving code, if not the run's.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="What a folder's model was made from; its digest is recorded.")
+    ] = None,
     evaluation: Annotated[str | None, typer.Option("--evaluation", help="Name of an evaluation run.")] = None,
     approve: Annotated[bool, typer.Option("--approve", help="Approve it at once.")] = False,
-    description: Annotated[str, typer.Option("--description")] = "",
+    description: Annotated[str, typer.Option("--description", help="For people; by default where it came from.")] = "",
     image: Annotated[str | None, typer.Option("--image", help="Inference image URI.")] = None,
     license: Annotated[str, typer.Option("--license", help="SPDX expression.")] = "",  # noqa: A002
     policy: PolicyFile = None,
@@ -153,6 +162,7 @@ def register(
         "description": description,
         "image": image,
         "code": code,
+        "data": data,
         "license": license,
         "policy": read_policy(policy),
         "sign_with": sign_with,
@@ -166,23 +176,35 @@ def register(
     return show.hint(f"windlass {'deploy' if approve else 'approve'} {version.name}")
 
 
-VersionName = Annotated[str, typer.Argument(help="As in digits/1; digits alone is the newest approved one.")]
+VersionName = Annotated[
+    str, typer.Argument(help="As in digits/1 or digits@champion; digits alone is the newest approved one.")
+]
 
 
-def approve(version: VersionName, why: Annotated[str, typer.Option("--why")] = "", as_json: Json = False) -> None:
+def approve(
+    version: VersionName,
+    why: Why = "",
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
     """Allow a model version to be deployed."""
     import windlass as wl
 
-    decided = wl.ModelVersion.from_name(version).approve(why)
+    decided = wl.ModelVersion.from_name(version, project=project).approve(why)
     show.noun(decided, as_json=as_json)
     show.hint(f"windlass deploy {decided.name}")
 
 
-def reject(version: VersionName, why: Annotated[str, typer.Option("--why")] = "", as_json: Json = False) -> None:
+def reject(
+    version: VersionName,
+    why: Why = "",
+    project: Project = "windlass",
+    as_json: Json = False,
+) -> None:
     """Never let a model version be deployed."""
     import windlass as wl
 
-    decided = wl.ModelVersion.from_name(version).reject(why)
+    decided = wl.ModelVersion.from_name(version, project=project).reject(why)
     show.noun(decided, as_json=as_json)
     show.hint(f"windlass versions {decided.model}")
 
@@ -224,7 +246,7 @@ def deploy(
     ] = None,
     period: Annotated[int | None, typer.Option("--slo-period", help="Seconds of one alarm datapoint.")] = None,
     instance_type: InstanceType = None,
-    instance_count: Annotated[int | None, typer.Option("--instance-count")] = None,
+    instance_count: InstanceCount = None,
     bake: Annotated[
         int | None, typer.Option("--bake", help="Seconds the old fleet stays ready after the shift.")
     ] = None,
@@ -255,7 +277,7 @@ def deploy(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a model version; an endpoint that is there is updated under guard."""
+    """Serve a model version; update a live endpoint under guard."""
     import windlass as wl
 
     options = _given(
@@ -285,11 +307,13 @@ def deploy(
 
 
 def predict(
-    endpoint: Annotated[str, typer.Argument()],
+    endpoint: EndpointName,
     body: Annotated[str | None, typer.Option("--json-body", help="The request as JSON.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="The request from a file; - is stdin.")] = None,
-    content_type: Annotated[str, typer.Option("--content-type")] = "application/json",
-    inference_id: Annotated[str | None, typer.Option("--inference-id")] = None,
+    content_type: Annotated[str, typer.Option("--content-type", help="Of the request.")] = "application/json",
+    inference_id: Annotated[
+        str | None, typer.Option("--inference-id", help="What a label will name it by; by default a fresh one.")
+    ] = None,
 ) -> None:
     """Ask the model, and print its answer as JSON."""
     import windlass as wl
@@ -301,7 +325,7 @@ def predict(
     else:
         assert file is not None
         if str(file) != "-" and not file.is_file():
-            raise InvalidInput(f"{file} does not exist", where="windlass predict")
+            raise InvalidInput(f"{file} is not a file", where="windlass predict")
         raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     result = wl.Endpoint.from_name(endpoint).predict(raw, content_type=content_type, inference_id=inference_id)
     output = result.output.tolist() if hasattr(result.output, "tolist") else result.output
@@ -310,8 +334,8 @@ def predict(
 
 
 def label(
-    endpoint: Annotated[str, typer.Argument()],
-    inference_id: Annotated[str, typer.Argument()],
+    endpoint: EndpointName,
+    inference_id: Annotated[str, typer.Argument(help="As predict printed it.")],
     truth: Annotated[str, typer.Argument(help="JSON, or else text.")],
 ) -> None:
     """Say what a prediction should have been."""
@@ -322,11 +346,11 @@ def label(
 
 
 def quality(
-    endpoint: Annotated[str, typer.Argument()],
+    endpoint: EndpointName,
     prediction: Annotated[str, typer.Option("--prediction", help="Key of the answer that holds the class.")] = "label",
     as_json: Json = False,
 ) -> None:
-    """Join new labels to predictions, and publish accuracy to CloudWatch."""
+    """Join new labels to predictions; publish the accuracy."""
     import windlass as wl
 
     results = wl.monitor.quality(wl.Endpoint.from_name(endpoint), prediction=prediction)
@@ -337,9 +361,7 @@ def quality(
     return show.hint(f"windlass status {endpoint}")
 
 
-def rollback(
-    endpoint: Annotated[str, typer.Argument()], wait: Wait = True, dry_run: DryRun = False, as_json: Json = False
-) -> None:
+def rollback(endpoint: EndpointName, wait: Wait = True, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Serve the version from before again, at once."""
     import windlass as wl
 
@@ -351,7 +373,7 @@ def rollback(
 
 
 def delete(
-    endpoint: Annotated[str, typer.Argument()],
+    endpoint: EndpointName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete an endpoint with its configs, models and alarms."""
@@ -374,8 +396,13 @@ def status(
     names = [endpoint] if endpoint else wl.Endpoint.list()
     rows = []
     for name in names:
-        found = wl.Endpoint.from_name(name)
-        alarms = wl.monitor.alarms(found, found.config)
+        try:
+            found = wl.Endpoint.from_name(name)
+            alarms = wl.monitor.alarms(found, found.config)
+        except NotFound:
+            if endpoint:
+                raise
+            continue  # deleted since it was listed
         states = {alarm.split("/")[1]: state for alarm, state in alarms.items()}
         rows.append({"endpoint": name, "status": found.status, "version": found.model_version, "alarms": states})
         rows[-1] |= {"config": found.config, "reason": found.reason}
@@ -389,12 +416,17 @@ def status(
 
 
 def plan(context: typer.Context) -> None:
-    """Print what a verb would do, with its cost and IAM actions: windlass plan train train.py ..."""
+    """Print what a verb would do, its cost and IAM actions.
+
+    As in windlass plan train train.py: any verb that takes --dry-run.
+    """
     # `windlass plan VERB ...` is `windlass VERB ... --dry-run`; main() turns one into the other. Here no verb was given.
-    raise typer.BadParameter("name a verb: windlass plan train|evaluate|register|deploy|rollback ...", ctx=context)
+    raise typer.BadParameter(
+        "name a verb: windlass plan train|evaluate|register|deploy|rollback|model promote ...", ctx=context
+    )
 
 
-def runs_list(limit: Annotated[int, typer.Option("--limit")] = 20, as_json: Json = False) -> None:
+def runs_list(limit: Annotated[int, typer.Option("--limit", help="How many.")] = 20, as_json: Json = False) -> None:
     """The newest runs."""
     import windlass as wl
 
@@ -405,7 +437,7 @@ def runs_list(limit: Annotated[int, typer.Option("--limit")] = 20, as_json: Json
     return show.hint(f"windlass runs show {found[0].name}" if found else "windlass train train.py")
 
 
-def runs_show(name: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
+def runs_show(name: RunName, as_json: Json = False) -> None:
     """One run, with its metrics."""
     import windlass as wl
 
@@ -415,7 +447,7 @@ def runs_show(name: Annotated[str, typer.Argument()], as_json: Json = False) -> 
 
 
 def runs_log(
-    name: Annotated[str, typer.Argument()],
+    name: RunName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
 ) -> None:
     """A run's log."""
@@ -430,7 +462,7 @@ def runs_log(
     show.hint(f"windlass runs show {name}")
 
 
-def runs_stop(name: Annotated[str, typer.Argument()], as_json: Json = False) -> None:
+def runs_stop(name: RunName, as_json: Json = False) -> None:
     """Ask a run to save and stop."""
     import windlass as wl
 

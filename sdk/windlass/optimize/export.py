@@ -29,9 +29,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from windlass import artifact
 from windlass.artifact import archive, loaders
 from windlass.errors import InvalidInput, MissingExtra
-from windlass.optimize.weights import appears
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def export(
         model = Path(model)
         if not model.exists():
             raise InvalidInput(f"{model} does not exist", where=where)
-    with appears(Path(dest)) as folder:
+    with artifact.appears(Path(dest), where) as folder:
         if isinstance(model, Path) and model.is_dir():
             _folder(folder, model, where)
         elif isinstance(model, Path) and model.suffix == ".pt2":
@@ -96,15 +96,16 @@ def _called(model: Any) -> str:
     return str(model) if isinstance(model, str | Path) else f"a {type(model).__name__}"
 
 
-def require(module: str, extra: str) -> Any:
+def require(module: str, extra: str, why: str = "Exporting this model") -> Any:
     """A library of the model's, or the extra that has it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(error.name or module, extra, "Exporting this model") from error
+        raise MissingExtra(error.name or module, extra, why) from error
 
 
-def _describe(folder: Path, signature: Mapping[str, Any], packages: Sequence[str]) -> None:
+def describe(folder: Path, signature: Mapping[str, Any], packages: Sequence[str]) -> None:
+    """Put the signature and the versions of what serves it beside a model."""
     (folder / "code").mkdir(exist_ok=True)
     (folder / "code" / "signature.json").write_text(json.dumps(signature, indent=1), encoding="utf-8")
     pins = [f"{package}=={metadata.version(package).partition('+')[0]}" for package in packages]
@@ -156,7 +157,7 @@ def _describe_transformers(folder: Path) -> None:
         "content_types": ["application/json", "text/plain"],
         "example": {"inputs": ["a text"]},
     }
-    _describe(folder, signature, ("torch", "transformers", "safetensors"))
+    describe(folder, signature, ("torch", "transformers", "safetensors"))
 
 
 # ------------------------------------------------------------------------------------------------------------------ torch
@@ -199,7 +200,7 @@ def _torch(
         "accept_types": _types(len(outputs)),
         "example": {name: tensor[:1].tolist() for name, tensor in example.items()},
     }
-    _describe(dest, signature, ("torch", "numpy"))
+    describe(dest, signature, ("torch", "numpy"))
     torch.export.save(program, dest / PROGRAM)
 
 
@@ -251,7 +252,7 @@ def _onnx(dest: Path, model: Any, example: Mapping[str, Any] | None, where: str)
     if example is not None:
         session.run(None, {name: _numpy(value) for name, value in example.items()})
         signature["example"] = {name: _numpy(value)[:1].tolist() for name, value in example.items()}
-    _describe(dest, signature, ("onnxruntime", "numpy"))
+    describe(dest, signature, ("onnxruntime", "numpy"))
 
 
 _ONNX_TYPES = {
@@ -315,7 +316,7 @@ def _sklearn(dest: Path, model: Any, example: Any, trusted_types: Sequence[str],
         "accept_types": _types(len(before)),
         "example": {"features": rows[:1].tolist()},
     }
-    _describe(dest, signature, ("scikit-learn", "skops", "numpy"))
+    describe(dest, signature, ("scikit-learn", "skops", "numpy"))
     if trusted_types:
         (dest / loaders.TRUSTED).write_text(json.dumps(sorted(trusted_types)), encoding="utf-8")
 

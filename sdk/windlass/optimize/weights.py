@@ -12,10 +12,8 @@ bytes and need no torch; what is written appears whole or not at all.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -178,7 +176,7 @@ def shard(source: str | Path, dest: str | Path, *, max_size: int) -> Sequence[Pa
         groups[-1][name] = stored
         filled += stored.size
     count, places = len(groups), {}
-    with appears(Path(dest)) as folder:
+    with artifact.appears(Path(dest), f"Writing {dest}") as folder:
         names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
         for name, group in zip(names, groups, strict=True):
             with (folder / name).open("xb") as out:
@@ -241,7 +239,7 @@ def convert(
     if dtype is not None and code is None:
         raise InvalidInput(f"dtype={dtype!r}", where=where, hint=f"Valid: {', '.join(sorted(_FLOATS.values()))}.")
     torch = _require()
-    with Weights(source) as weights, appears(Path(dest)) as folder:
+    with Weights(source) as weights, artifact.appears(Path(dest), where) as folder:
         names = {name: _renamed(name, rename or {}) for name in weights}
         if len(set(names.values())) != len(names):
             twice = sorted({new for new in names.values() if list(names.values()).count(new) > 1})
@@ -312,22 +310,3 @@ def _write(out: IO[bytes], members: Mapping[str, tuple[str, tuple[int, ...], int
     for _, _, _, body in members.values():
         for piece in body:
             out.write(piece)
-
-
-@contextlib.contextmanager
-def appears(dest: Path) -> Iterator[Path]:
-    """A folder that is at its place only when all of it was written."""
-    if dest.exists() and any(dest.iterdir()):
-        raise InvalidInput(f"{dest} is not empty", where=f"Writing {dest}")
-    with artifact.room(dest.parent):
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name[:100]}-", dir=dest.parent))
-        try:
-            yield scratch
-            scratch.chmod(0o755)
-            if dest.exists():
-                dest.rmdir()
-            scratch.rename(dest)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise

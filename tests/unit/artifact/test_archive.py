@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import random
 import shutil
 import subprocess
+import sys
 import tarfile
 import unicodedata
 from collections.abc import Iterator
@@ -91,6 +93,48 @@ def test_threads_change_no_byte(model: Path, tmp_path: Path) -> None:
     assert len(bodies) == 1
 
 
+BUILD = """
+import os, sys, time
+from pathlib import Path
+from windlass import artifact
+from windlass.artifact import archive
+folder, dest, umask, workers, uid, *names = sys.argv[1:]
+os.umask(int(umask, 8))
+archive.WORKERS = artifact.bundle.WORKERS = int(workers)
+folder = Path(folder)
+for name in names:  # in the order given: a file system lists them as it likes
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((name.encode() + bytes(range(256))) * (9000 if name.endswith(".safetensors") else 3))
+    os.utime(path, (int(workers), int(workers)))
+if int(uid):
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, int(uid), int(uid))
+print(artifact.build(folder, dest).digest)
+"""
+NAMES = ["w.safetensors", "a.safetensors", "b.txt", "B2.txt", "ß.txt", "İ.txt", "code/inference.py", "code/z/ü.py", "é"]
+
+
+def test_neither_machine_nor_user_changes_a_byte(tmp_path: Path) -> None:
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    settings = [
+        ("022", "1", {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"}, NAMES, 0),
+        ("000", "2", {"LC_ALL": "C.UTF-8", "TZ": "Asia/Kathmandu", "PYTHONHASHSEED": "2"}, NAMES[::-1], 0),
+        ("077", "7", {"LC_ALL": "POSIX", "TZ": "America/Lima", "USER": "someone"}, sorted(NAMES, key=len), 1234 * root),
+        ("027", "3", {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "TZ": "NZ"}, NAMES[3:] + NAMES[:3], 4321 * root),
+    ]
+    said = []
+    for number, (umask, workers, environment, names, uid) in enumerate(settings):
+        folder, dest = tmp_path / f"model {number}", tmp_path / f"{number}.tar.gz"
+        folder.mkdir()
+        command = [sys.executable, "-c", BUILD, str(folder), str(dest), umask, workers, str(uid), *names]
+        run = subprocess.run(
+            command, env={**os.environ, **environment}, check=True, capture_output=True, text=True, encoding="utf-8"
+        )
+        said.append((run.stdout, hashlib.sha256(dest.read_bytes()).hexdigest()))
+    assert len(set(said)) == 1
+
+
 @pytest.mark.parametrize("size", EDGES)
 @pytest.mark.parametrize("name", ["w.png", "w.txt"])
 def test_sizes_around_every_border(tmp_path: Path, size: int, name: str) -> None:
@@ -162,6 +206,55 @@ def test_one_flipped_bit_is_found_or_changes_nothing(
         shutil.rmtree(folder)
 
 
+def test_no_bit_of_a_small_archive_flips_unseen_but_those_that_say_nothing(tmp_path: Path) -> None:
+    """Every bit of the header and the trailer, and one bit of each byte between them."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "w.safetensors").write_bytes(noise(40))
+    whole = artifact.build(tmp_path / "model", tmp_path / "b.tar.gz")
+    body = whole.path.read_bytes()
+    edges = [*range(12), *range(len(body) - 13, len(body))]
+    unseen = set()
+    for at, bit in [(at, bit) for at in edges for bit in range(8)] + [(at, at % 8) for at in range(12, len(body) - 13)]:
+        flipped = bytearray(body)
+        flipped[at] ^= 1 << bit
+        (tmp_path / "flip.tar.gz").write_bytes(flipped)
+        try:
+            opened = artifact.open(tmp_path / "flip.tar.gz", tmp_path / "out")
+        except CorruptArtifact:
+            assert not (tmp_path / "out").exists()
+            continue
+        unseen.add((at, bit))
+        assert opened.manifest == whole.manifest
+        assert (tmp_path / "out" / "w.safetensors").read_bytes() == noise(40)
+        shutil.rmtree(tmp_path / "out")
+    # gzip's text flag, date, compression level and system (RFC 1952, 2.3.1). Later ones are what pads a stored block to a byte.
+    meaningless = {(3, 0), *((at, bit) for at in (4, 5, 6, 7, 8, 9) for bit in range(8))}
+    assert {(at, bit) for at, bit in unseen if at < 10} == meaningless
+
+
+@given(
+    where=st.floats(0, 0.999999),
+    bit=st.integers(0, 7),
+    name=st.sampled_from(["w.safetensors", "windlass.json", "code/inference.py"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_one_flipped_bit_of_an_unpacked_bundle_is_found(
+    packed: artifact.Bundle, tmp_path_factory: pytest.TempPathFactory, where: float, bit: int, name: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    if not folder.exists():
+        artifact.open(packed.path, folder)
+    body = (folder / name).read_bytes()
+    flipped = bytearray(body)
+    flipped[int(where * len(body))] ^= 1 << bit
+    (folder / name).write_bytes(flipped)
+    try:
+        with pytest.raises(CorruptArtifact):
+            artifact.open(folder)
+    finally:
+        (folder / name).write_bytes(body)
+
+
 @given(cut=st.integers(1, 1_100_000))
 @settings(max_examples=60, deadline=None)
 def test_a_truncated_bundle_is_never_opened(
@@ -224,6 +317,68 @@ def test_a_bomb_behind_the_end_of_the_archive_is_found(tmp_path: Path, monkeypat
     path.write_bytes(path.read_bytes() + gzip.compress(bytes(8 * MIB)))
     with pytest.raises(CorruptArtifact, match="unpack to more"):
         artifact.extract(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "‮gpj.exe",
+        "עברית.txt",
+        "a\nb.txt",
+        "tab\there",
+        "\x7f",
+        "bell\x07",
+        "e\u0301",
+        "é",
+        "𝔘𝔫𝔦",
+        "👩‍👩‍👧",
+        " lead",
+        "trail ",
+        "-rf",
+        "CON",
+    ],
+)
+def test_an_odd_name_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model" / "code").mkdir(parents=True)
+    (tmp_path / "model" / name).write_text("x")
+    (tmp_path / "model" / "code" / name).write_text("y")
+    bundle = artifact.build(tmp_path / "model", tmp_path / "b.tar.gz")
+    opened = artifact.open(bundle.path, tmp_path / "out")
+    assert sorted(opened.parts) == sorted([name, f"code/{name}"])
+    assert (tmp_path / "out" / name).read_text() == "x"
+
+
+@pytest.mark.parametrize("pair", [("A.txt", "a.txt"), ("ß", "SS"), ("é", "e\u0301"), ("K", "\u212a")])
+def test_names_that_collide_on_some_disk_are_not_built(tmp_path: Path, pair: tuple[str, str]) -> None:
+    (tmp_path / "model").mkdir()
+    for name in pair:
+        (tmp_path / "model" / name).write_text(name)
+    with pytest.raises(InvalidInput, match="are one file on some disks"):
+        artifact.build(tmp_path / "model", tmp_path / "b.tar.gz")
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
+def test_a_limit_on_the_size_of_files_is_a_full_disk(model: Path, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE, as batch systems set it: 4 MiB into an archive of 12."""
+    code = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+from windlass import artifact, errors
+try:
+    artifact.build(sys.argv[1], sys.argv[2])
+except errors.DiskFull as error:
+    print(error)
+"""
+    (tmp_path / "to").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(model), str(tmp_path / "to" / "b.tar.gz")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "no room" in run.stdout
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:

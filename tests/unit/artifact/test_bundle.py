@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
+import random
 import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from windlass import artifact
+from windlass.artifact import Chunk, Content, Manifest
 from windlass.errors import CorruptArtifact, InvalidInput
 
 SIGNATURE = {
@@ -253,6 +258,107 @@ def test_verify_names_what_is_wrong(tmp_path: Path, spoil, says: str) -> None:
     spoil(tmp_path / "out")
     with pytest.raises(CorruptArtifact, match=says):
         artifact.verify(tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------------- large files
+
+WEIGHTS = 26 << 20
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An opened bundle of weights of several chunks. Who changes it puts it back."""
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "model").mkdir()
+    (folder / "model" / "w.safetensors").write_bytes(random.Random(0).randbytes(WEIGHTS))
+    built = artifact.build(folder / "model", folder / "b.tar.gz")
+    assert built.manifest == artifact.build(folder / "model").manifest
+    return artifact.open(built.path, folder / "opened").path
+
+
+@pytest.fixture
+def rewritten(large: Path) -> Iterator[Callable[[Callable[[Chunk], Chunk]], Manifest]]:
+    """Writes a manifest with other chunks, its checksum right."""
+    path = large / "windlass.json"
+    before = path.read_bytes()
+
+    def rewrite(change: Callable[[Chunk], Chunk]) -> Manifest:
+        manifest = Manifest.from_json(before)
+        content = manifest.files["w.safetensors"]
+        changed = replace(content, chunks=tuple(change(chunk) for chunk in content.chunks))
+        manifest = replace(manifest, files={"w.safetensors": changed})
+        path.write_bytes(manifest.to_json())
+        return manifest
+
+    yield rewrite
+    path.write_bytes(before)
+
+
+@contextlib.contextmanager
+def flipped(path: Path, at: int, bit: int) -> Iterator[None]:
+    def flip() -> None:
+        with path.open("r+b") as file:
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte ^ 1 << bit]))
+
+    flip()
+    try:
+        yield
+    finally:
+        flip()
+
+
+@given(at=st.integers(0, WEIGHTS - 1), bit=st.integers(0, 7))
+@settings(max_examples=30, deadline=None)
+def test_one_flipped_bit_of_large_weights_is_found(large: Path, at: int, bit: int) -> None:
+    with (
+        flipped(large / "w.safetensors", at, bit),
+        pytest.raises(CorruptArtifact, match=r"w\.safetensors has changed"),
+    ):
+        artifact.verify(large)
+    artifact.verify(large)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_large_weights_are_verified_by_blake3(
+    large: Path, rewritten: Callable[[Callable[[Chunk], Chunk]], Manifest], number: int
+) -> None:
+    wrong = artifact.verify(large).files["w.safetensors"].chunks[number]
+
+    rewritten(lambda chunk: replace(chunk, blake3="0" * 64) if chunk == wrong else chunk)
+
+    with pytest.raises(CorruptArtifact, match=r"w\.safetensors has changed"):
+        artifact.open(large)
+
+
+def test_a_bundle_of_before_blake3_was_kept_is_verified_by_sha256(
+    large: Path, rewritten: Callable[[Callable[[Chunk], Chunk]], Manifest]
+) -> None:
+    earlier = rewritten(lambda chunk: replace(chunk, blake3=""))
+    assert artifact.verify(large) == earlier
+
+    with (
+        flipped(large / "w.safetensors", WEIGHTS // 2, 0),
+        pytest.raises(CorruptArtifact, match=r"w\.safetensors has changed"),
+    ):
+        artifact.verify(large)
+
+    rewritten(lambda chunk: replace(chunk, blake3="", sha256="0" * 64))
+    with pytest.raises(CorruptArtifact, match=r"w\.safetensors has changed"):
+        artifact.verify(large)
+
+
+def test_a_bundle_from_before_blake3_was_kept_holds_the_same_chunks(large: Path) -> None:
+    now = artifact.verify(large)
+    content = now.files["w.safetensors"]
+    chunks = tuple(replace(chunk, blake3="") for chunk in content.chunks)
+    earlier = replace(now, files={"w.safetensors": Content(content.size, content.sha256, chunks)})
+
+    found = artifact.diff(earlier, now)
+
+    assert (found.changed, found.new_bytes) == ((), 0)
 
 
 def test_extract_leaves_a_folder_in_use_alone(tmp_path: Path) -> None:

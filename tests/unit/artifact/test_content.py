@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from windlass.artifact import content
-from windlass.artifact.content import CHUNK_MIN, Content, DigestCache
+from windlass.artifact.content import CHUNK_MIN, Chunk, Content, DigestCache
 from windlass.errors import InvalidInput
 
 MIB = 1 << 20
@@ -71,10 +72,24 @@ def test_chunks_cover_a_file_and_make_parts_that_s3_takes(
     for chunk in found.chunks:
         assert chunk.offset == at
         assert chunk.sha256 == hashlib.sha256(body[at : at + chunk.size]).hexdigest()
+        assert chunk.blake3 == blake3(body[at : at + chunk.size]).hexdigest()
         assert CHUNK_MIN <= chunk.size <= 16 * MIB
         at += chunk.size
     assert at == len(body)
     assert Content.from_json(found.to_json()) == found
+
+
+def test_where_threads_share_a_place_in_a_file_the_digests_are_the_same(
+    tmp_path: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w"
+    path.write_bytes(uniform(50 * MIB))
+    found = content.scan(path, pool)
+
+    monkeypatch.delattr(os, "preadv")
+
+    assert content.scan(path, pool) == found
+    assert content.matches(path, found, pool)
 
 
 @pytest.mark.parametrize("make", [uniform, float32, bfloat16])
@@ -150,6 +165,15 @@ def test_an_unchanged_file_is_not_read_again(cache: DigestCache, rested: Path, p
     assert content.scan(rested, pool, cache) == remembered  # what was remembered, not what is in the file
 
 
+def test_what_was_remembered_before_blake3_was_kept_is_read_again(
+    cache: DigestCache, rested: Path, pool: ThreadPoolExecutor
+) -> None:
+    chunks = (Chunk(0, 4, "0" * 64, "1" * 64), Chunk(4, 3, "0" * 64))
+    cache.put(rested, rested.stat(), Content(7, "0" * 64, chunks), time.time() + 10)
+    assert cache.get(rested, rested.stat()) is None
+    assert content.scan(rested, pool, cache) == Content(7, hashlib.sha256(b"weights").hexdigest())
+
+
 def test_what_changed_a_moment_ago_is_not_trusted(cache: DigestCache, rested: Path, pool: ThreadPoolExecutor) -> None:
     remember(cache, rested, pool, seconds_later=0)
     assert cache.get(rested, rested.stat()) is None
@@ -189,10 +213,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     hashed = content.hash_stretch
 
-    def hash_while_it_changes(path: Path, offset: int, size: int) -> str:
-        digest = hashed(path, offset, size)
-        path.write_bytes(b"longer weights")
-        return digest
+    def hash_while_it_changes(
+        file: content.Shared, offset: int, size: int, *kinds: Callable[[], content.Digest]
+    ) -> object:
+        digests = hashed(file, offset, size, *kinds)
+        file.path.write_bytes(b"longer weights")
+        return digests
 
     monkeypatch.setattr(content, "hash_stretch", hash_while_it_changes)
     with pytest.raises(InvalidInput, match="changed while it was read"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -16,7 +18,9 @@ from windlass.errors import CorruptArtifact, InvalidInput
 
 FULL = Manifest(
     files={
-        "w.safetensors": Content(3, "a" * 64, (artifact.Chunk(0, 2, "b" * 64), artifact.Chunk(2, 1, "c" * 64))),
+        "w.safetensors": Content(
+            3, "a" * 64, (artifact.Chunk(0, 2, "b" * 64, "e" * 64), artifact.Chunk(2, 1, "c" * 64, "f" * 64))
+        ),
         "☃/ü.py": Content(0, "d" * 64),
     },
     signature=Signature(
@@ -38,6 +42,16 @@ def test_it_round_trips_and_is_what_the_schema_says() -> None:
     assert Manifest.from_json(FULL.to_json()) == FULL
     jsonschema.Draft202012Validator.check_schema(artifact.schema())
     jsonschema.validate(json.loads(FULL.to_json()), artifact.schema(), jsonschema.Draft202012Validator)
+
+
+@given(at=st.integers(0, len(FULL.to_json()) - 1), bit=st.integers(0, 7))
+@settings(max_examples=400)
+def test_one_flipped_bit_of_it_is_found(at: int, bit: int) -> None:
+    body = bytearray(FULL.to_json())
+    assert Manifest.intact(bytes(body)) == FULL
+    body[at] ^= 1 << bit
+    with pytest.raises(CorruptArtifact):
+        Manifest.intact(bytes(body))
 
 
 def test_the_schema_knows_every_field() -> None:
@@ -71,12 +85,35 @@ def test_any_value_in_any_field_is_read_or_refused(field: str, value: object) ->
         ({"sha256": "a" * 64, "size": True}, "expected sha256"),
         ({"sha256": "a" * 64, "size": 3, "chunks": [[1, "a" * 64]]}, "its chunks hold 1 bytes, the file 3"),
         ({"sha256": "a" * 64, "size": 3, "chunks": [[3, "a"]]}, "expected a chunk"),
+        ({"sha256": "a" * 64, "size": 3, "chunks": [[3, "a" * 64, "b"]]}, "expected a chunk"),
+        ({"sha256": "a" * 64, "size": 3, "chunks": [[3, "a" * 64, ""]]}, "expected a chunk"),
+        ({"sha256": "a" * 64, "size": 3, "chunks": [[3, "a" * 64, "b" * 64, "c" * 64]]}, "expected a chunk"),
+        ({"sha256": "a" * 64, "size": 3, "chunks": [[3]]}, "expected a chunk"),
+        ({"sha256": "a" * 64, "size": 3, "chunks": [{"size": 3}]}, "expected a chunk"),
         ({"sha256": "a" * 64, "size": 3, "chunks": 7}, "expected"),
     ],
 )
 def test_a_file_s_entry_is_checked(content: object, says: str) -> None:
     with pytest.raises(CorruptArtifact, match=says):
         Manifest.from_json(json.dumps({"format": 1, "files": {"w": content}}).encode())
+
+
+def test_a_manifest_of_before_blake3_was_kept_keeps_its_digest() -> None:
+    chunks = [[2, "b" * 64], [1, "c" * 64]]
+    earlier = json.loads(FULL.to_json())
+    earlier["files"]["w.safetensors"]["chunks"] = chunks
+    read = Manifest.from_json(json.dumps(earlier).encode())
+    assert json.loads(read.to_json())["files"] == earlier["files"]
+    jsonschema.validate(json.loads(read.to_json()), artifact.schema(), jsonschema.Draft202012Validator)
+
+
+def test_reading_a_manifest_needs_no_blake3() -> None:
+    code = (
+        "import sys; sys.modules['blake3'] = None; from windlass.artifact import Manifest; "
+        "print(Manifest.intact(sys.stdin.buffer.read()).digest)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=FULL.to_json(), capture_output=True, check=True)
+    assert done.stdout.decode().strip() == FULL.digest
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"\xff", b'{"format": 1}', b"[" * 100_000, b'{"files": {}}'])

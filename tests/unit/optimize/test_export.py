@@ -391,5 +391,5 @@ def test_a_pickle_is_loaded_only_where_it_was_asked_for_by_name(tmp_path: Path, 
         (tmp_path / "model" / "code" / name).write_bytes(bundle.parts[f"code/{name}"].read_bytes())
     answer = ask(serve(tmp_path / "model"), rows.tolist())
     assert np.allclose(answer["prediction"], rows[:, 0])
-    with pytest.raises(InvalidInput, match="Valid: torch-export, onnx, skops, transformers, joblib"):
+    with pytest.raises(InvalidInput, match="Valid: torch-export, onnx, skops, transformers, packed, joblib"):
         artifact.build(tmp_path / "model", loader="pickle", code=tmp_path)

@@ -9,13 +9,19 @@ import numpy as np
 import onnxruntime
 from windlass_tensors import BadRequest, input_fn, only, output_fn
 
-__all__ = ["input_fn", "model_fn", "output_fn", "predict_fn"]
+__all__ = ["input_fn", "model_fn", "output_fn", "predict_fn", "thread_safe"]
+
+thread_safe = (
+    True  # the session computes without Python's lock, so that Windlass's server may call it from several threads
+)
 
 
 def model_fn(model_dir: str) -> Any:
     options = onnxruntime.SessionOptions()
-    # It counts the machine's cores, not this worker's share of them.
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    # It counts the machine's cores, not the workers' share of them; and it has one set of threads for all workers that call it.
+    threads = int(os.environ.get("WINDLASS_THREADS") or os.environ.get("OMP_NUM_THREADS") or 0)
+    workers = int(os.environ.get("SAGEMAKER_MODEL_SERVER_WORKERS") or 1)
+    options.intra_op_num_threads = workers * (threads - 1) + 1 if "WINDLASS_THREADS" in os.environ else threads
     path = str(only(model_dir, "*.onnx"))
     return onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
 
