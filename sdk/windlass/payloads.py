@@ -69,7 +69,8 @@ def encode(
         return Payload(data.encode(), str(content_type), "plain")
     form = _form(data)
     if form == "pandas" and signature is None and content_type in (None, CSV):
-        return Payload(data.to_csv(index=False, header=False).encode(), CSV, form)
+        # Missing values by a name that readers of numbers know; nothing at all they would refuse.
+        return Payload(data.to_csv(index=False, header=False, na_rep="nan").encode(), CSV, form)
     if _is_image(data) and signature is None and content_type in (None, PNG):
         stream = io.BytesIO()
         data.save(stream, format="PNG")
@@ -186,6 +187,8 @@ def _written(value: Any, content_type: str, form: Form, data: Any, where: str) -
         raise MissingExtra(error.name or "numpy", "serve", f"Sending {content_type}") from error
     except (TypeError, ValueError, RecursionError, codecs.Refused, codecs.Unwritable) as error:
         hint = "Give JSON values, a NumPy array, a tensor, or bytes with content_type=."
+        if "JSON compliant" in str(error):
+            hint = f"JSON has no NaN and no infinity: give a NumPy array, or content_type={NPZ!r}."
         raise InvalidInput(f"{type(data).__name__} cannot be sent: {error}", where=where, hint=hint) from error
 
 

@@ -9,16 +9,24 @@ A prediction may cost money, or write something, so it is asked again only where
 was never made, the service was throttling, or the model server refused it before the model ran (429, 503). Whoever knows that
 asking twice does no harm says ``Retry(idempotent=True)``.
 
+A server that says when it will have room (Retry-After, RFC 9110, 10.2.3) is asked again no sooner; if that is past the
+deadline or longer than `Retry.longest_asked_seconds`, not at all. SageMaker hands no header of a model server's on, but its
+words: Windlass's own ends them with "Retry after 3 s."
+
 Retries make an overload worse, so a budget bounds them: each request earns a tenth of a retry, and an endpoint that fails
 altogether meets a tenth more requests, not three times as many ("The Site Reliability Workbook", chapter 22, "Retries").
 """
 
 from __future__ import annotations
 
+import email.utils
+import math
+import re
 import threading
 from dataclasses import dataclass
+from datetime import UTC
 
-from windlass.errors import InvalidInput, ServiceError, Throttled, Unreachable
+from windlass.errors import InvalidInput, ModelFailed, ServiceError, Throttled, Unreachable
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Retry:
         attempts: in all, the first one included; 1 never retries.
         first_pause_seconds: the most before the second attempt; it doubles with each.
         longest_pause_seconds: where the doubling ends.
+        longest_asked_seconds: a server that asks for more patience than this is not asked again.
         statuses: HTTP statuses, of the model server or of SageMaker, after which it is safe. 500 would be a model that raised.
         idempotent: asking twice does no harm: retry also after a connection that broke while the model may have been at work,
             and after any status from 500.
@@ -37,11 +46,12 @@ class Retry:
     attempts: int = 3
     first_pause_seconds: float = 0.1
     longest_pause_seconds: float = 2.0
+    longest_asked_seconds: float = 20.0
     statuses: frozenset[int] = frozenset({429, 503})
     idempotent: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("attempts", "first_pause_seconds", "longest_pause_seconds"):
+        for name in ("attempts", "first_pause_seconds", "longest_pause_seconds", "longest_asked_seconds"):
             value = getattr(self, name)
             if not value >= (1 if name == "attempts" else 0):
                 raise InvalidInput(
@@ -58,17 +68,42 @@ class Retry:
             return False
         return error.status in self.statuses or (self.idempotent and error.status >= 500)
 
-    def pause(self, attempt: int, chance: float) -> float:
-        """Seconds to wait after the attempt of this number, from 1.
+    def pause(self, attempt: int, chance: float, asked: float = 0.0) -> float:
+        """Seconds to wait after the attempt of this number, from 1; infinite: more than it has patience for.
 
         Args:
             chance: from 0 to 1. Callers that failed together come back at different times ("full jitter", AWS Architecture
-                Blog, 2015).
+                Blog, 2015), also those that were told the same time.
+            asked: seconds that the server asked for, see `asked_seconds`.
         """
-        return chance * min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** min(attempt - 1, 60))
+        if asked > self.longest_asked_seconds:
+            return math.inf
+        return asked + chance * min(self.longest_pause_seconds, self.first_pause_seconds * 2.0 ** min(attempt - 1, 60))
 
 
 NEVER = Retry(attempts=1)
+
+_WORDS = re.compile(r"Retry after (\d{1,9}) s\.\s*\Z", re.ASCII)
+
+
+def asked_seconds(error: ServiceError, now: float) -> float:
+    """How long the server asked to wait, by its header (seconds or a date) or its words; 0 if it did not, or unreadably.
+
+    Args:
+        now: seconds since the epoch, which a date is compared with.
+    """
+    header = error.retry_after.strip()
+    if header.isascii() and header.isdigit():
+        return float(header)  # of too many digits: infinite
+    if header:
+        try:
+            date = email.utils.parsedate_to_datetime(header)
+            # A date without a zone is none of HTTP's, whose dates are all of UTC; it is read as such.
+            return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+        except (ValueError, OverflowError):
+            return 0.0
+    said = _WORDS.search(error.what) if isinstance(error, ModelFailed) and error.status in (429, 503) else None
+    return float(said[1]) if said else 0.0
 
 
 class Budget:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,13 +14,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import windlass as wl
 from tests.cloud.test_asynchronous import Office
 from tests.cloud.test_hosting import Workshop
 from windlass import aws
 from windlass.artifact import Signature
-from windlass.errors import InvalidInput, ModelFailed, ServiceError, Throttled, Unreachable, WaitTimeout
+from windlass.errors import (
+    DeploymentFailed,
+    InvalidInput,
+    ModelFailed,
+    ServiceError,
+    Throttled,
+    Unreachable,
+    WaitTimeout,
+)
 from windlass.predictor import Predictor
 from windlass.retries import NEVER, Retry
 
@@ -41,6 +52,8 @@ def transform_fn(model, body, content_type, accept, context):
         rows = json.loads(body)
         if isinstance(rows, dict) and "say" in rows:
             return (word for word in rows["say"].split("|")), "text/plain; charset=utf-8"
+        if isinstance(rows, dict) and "raw" in rows:
+            return iter([bytes(rows["raw"])]), "text/plain"
         if isinstance(rows, dict) and "break" in rows:
             return said(), "text/plain"
         if isinstance(rows, dict) and "attributes" in rows:
@@ -85,12 +98,11 @@ def test_types_come_back_as_they_went(typed: Predictor) -> None:
     assert answer.output["y"].tolist() == [3, 7]
     assert typed.predict([[1, 2]]).output == {"y": [3]}
     assert typed.predict({"x": [1, 2]}).output == {"y": [3]}
-    torch = pytest.importorskip("torch")
     assert typed.predict(torch.tensor([[5.0, 6.0]])).output["y"].equal(torch.tensor([11.0]))
 
 
 def test_a_wrong_input_never_reaches_the_endpoint(typed: Predictor) -> None:
-    elsewhere = replace(typed, endpoint="nowhere")
+    elsewhere = replace(typed, name="nowhere")
 
     with pytest.raises(InvalidInput, match=r"Predicting with 'nowhere': input 'x': shape \(1, 3\) came"):
         elsewhere.predict([[1, 2, 3]])
@@ -113,7 +125,7 @@ def test_a_batch_comes_back_in_order(endpoint: wl.Endpoint) -> None:
 
 
 def test_a_batch_with_a_wrong_item_says_which_and_sends_nothing(typed: Predictor) -> None:
-    elsewhere = replace(typed, endpoint="nowhere")
+    elsewhere = replace(typed, name="nowhere")
 
     with pytest.raises(InvalidInput, match="item 1 of 3: input 'x'"):
         elsewhere.predict_batch([[[1, 2]], [[1]], [[3, 4]]])
@@ -140,11 +152,20 @@ def test_a_stream_is_text_whatever_the_cuts(endpoint: wl.Endpoint) -> None:
     assert chunks.variant == "main"
 
 
+@pytest.mark.parametrize("octets", [[97, 255], [97, 0xE2, 0x98]], ids=["no UTF-8", "half a character"])
+def test_a_stream_of_text_that_is_none_says_so(endpoint: wl.Endpoint, octets: list[int]) -> None:
+    with (
+        pytest.raises(DeploymentFailed, match="is not text/plain in UTF-8"),
+        endpoint.stream({"raw": octets}) as chunks,
+    ):
+        list(chunks)
+
+
 def test_a_stream_that_breaks_off_is_an_error_after_what_came(endpoint: wl.Endpoint) -> None:
     stream = endpoint.stream({"break": 1})
 
     assert next(stream) == "begun"
-    with pytest.raises(ServiceError):
+    with pytest.raises(ModelFailed, match="Streaming from"):
         list(stream)
 
 
@@ -176,6 +197,7 @@ class Service:
     def __init__(self) -> None:
         self.answers: list[tuple[int, str, dict[str, Any]] | str] = []
         self.requests: list[str] = []
+        self.retry_after = ""
         self.connections = 0
         service = self
 
@@ -193,6 +215,19 @@ class Service:
                 if answer == "hang up":
                     self.close_connection = True
                     return
+                if answer == "reset":  # by a packet that says so, in place of an orderly end
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+                    self.close_connection = True
+                    return
+                if answer == "half":
+                    self.send_response(200)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", "1000")
+                    self.end_headers()
+                    self.wfile.write(b'{"y": [')
+                    self.close_connection = True
+                    return
                 if answer == "never":
                     service.wake.wait(20)
                     answer = (200, "", {"y": [0]})
@@ -203,6 +238,8 @@ class Service:
                 self.send_header("content-length", str(len(body)))
                 if code:
                     self.send_header("x-amzn-ErrorType", code)
+                if status != 200 and service.retry_after:
+                    self.send_header("retry-after", service.retry_after)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -245,10 +282,12 @@ def clock(naps: list[float]) -> aws.Clock:
 
 THROTTLED = (400, "ThrottlingException", {"message": "Rate exceeded"})
 FULL = (424, "ModelError", {"Message": "busy", "OriginalStatusCode": 503, "OriginalMessage": "the queue is full"})
+BROKEN = (500, "InternalFailure", {"Message": "try again"})
+UNAVAILABLE = (503, "ServiceUnavailable", {"Message": "no instance is healthy"})
 RAISED = (424, "ModelError", {"Message": "bad", "OriginalStatusCode": 500, "OriginalMessage": "ValueError"})
 
 
-@pytest.mark.parametrize("answer", [THROTTLED, FULL])
+@pytest.mark.parametrize("answer", [THROTTLED, FULL, UNAVAILABLE])
 def test_what_was_refused_before_the_model_ran_is_asked_again(
     service: Service, clock: aws.Clock, naps: list[float], answer: Any
 ) -> None:
@@ -263,7 +302,16 @@ def test_what_was_refused_before_the_model_ran_is_asked_again(
     assert naps[1] <= 0.2
 
 
-@pytest.mark.parametrize(("answer", "kind"), [(RAISED, ModelFailed), ("hang up", Unreachable)])
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (RAISED, ModelFailed),
+        ("hang up", Unreachable),
+        ("reset", Unreachable),
+        ("half", Unreachable),
+        (BROKEN, ServiceError),
+    ],
+)
 def test_what_the_model_may_have_seen_is_asked_once_unless_that_is_harmless(
     service: Service, clock: aws.Clock, answer: Any, kind: type[Exception]
 ) -> None:
@@ -275,6 +323,34 @@ def test_what_the_model_may_have_seen_is_asked_once_unless_that_is_harmless(
     service.answers = [answer]
     assert Predictor("careful").predict([1], retry=Retry(idempotent=True), clock=clock).output == {"y": [1]}
     assert len(service.requests) == 3
+
+
+FULL_IN_WORDS = (424, "ModelError", {**FULL[2], "OriginalMessage": "the queue is full. Retry after 5 s.\n"})
+EPOCH_PLUS_5 = "Thu, 01 Jan 1970 00:00:05 GMT"  # by the clock of these tests it is 0 at first
+
+
+@pytest.mark.parametrize(
+    ("answer", "header"), [(UNAVAILABLE, "5"), (THROTTLED, EPOCH_PLUS_5), (FULL_IN_WORDS, "")], ids=str
+)
+def test_a_server_that_says_when_is_asked_again_then(
+    service: Service, clock: aws.Clock, naps: list[float], answer: Any, header: str
+) -> None:
+    service.answers, service.retry_after = [answer], header
+
+    assert Predictor("told").predict([1], clock=clock).output == {"y": [1]}
+    assert 5 <= naps[0] <= 5.1
+
+
+@pytest.mark.parametrize(("header", "timeout_seconds"), [("5", 4.9), ("21", None)])
+def test_a_server_that_asks_for_too_much_patience_is_not_asked_again(
+    service: Service, clock: aws.Clock, naps: list[float], header: str, timeout_seconds: float | None
+) -> None:
+    service.answers, service.retry_after = [UNAVAILABLE], header
+
+    with pytest.raises(ServiceError):
+        Predictor("told").predict([1], timeout_seconds=timeout_seconds, clock=clock)
+
+    assert (len(service.requests), naps) == (1, [])
 
 
 def test_it_gives_up_after_its_attempts_and_says_how_many(service: Service, clock: aws.Clock) -> None:
@@ -330,6 +406,15 @@ def test_a_hedged_request_fails_as_any_other(service: Service) -> None:
 
     with pytest.raises(ModelFailed):
         Predictor("hedged").predict([1], hedge_after_seconds=10)
+
+
+def test_a_connection_that_broke_is_made_anew_and_the_others_stay(service: Service) -> None:
+    service.answers = ["reset"]
+    with pytest.raises(Unreachable):
+        Predictor("anew").predict([1], retry=NEVER)
+
+    assert [Predictor("anew").predict([1]).output for _ in range(3)] == [{"y": [1]}] * 3
+    assert service.connections == 2
 
 
 def test_connections_are_kept(service: Service) -> None:

@@ -7,10 +7,13 @@ import json
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
 from windlass.artifact import Signature
 from windlass.errors import DeploymentFailed, InvalidInput
@@ -51,11 +54,10 @@ def test_an_array_arrives_as_it_was(array: Any) -> None:
 
 @pytest.mark.parametrize("of", ["numpy", "torch", "PIL", "list", "dict"])
 def test_every_type_is_the_same_to_the_model(of: str) -> None:
-    torch, image = pytest.importorskip("torch"), pytest.importorskip("PIL.Image")
     given_: dict[str, Any] = {
         "numpy": PIXELS,
         "torch": torch.from_numpy(PIXELS),
-        "PIL": image.fromarray(PIXELS),
+        "PIL": Image.fromarray(PIXELS),
         "list": PIXELS.tolist(),
         "dict": {"image": PIXELS.tolist()},
     }
@@ -70,7 +72,6 @@ def test_an_array_takes_the_dtype_of_the_signature_where_no_value_changes() -> N
 
 
 def test_a_frame_goes_by_the_names_of_the_signature() -> None:
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"city": ["Roma", "東京"], "age": [3, 4]})
 
     arrived = received(frame, TWO)
@@ -80,20 +81,16 @@ def test_a_frame_goes_by_the_names_of_the_signature() -> None:
 
 
 def test_a_frame_goes_as_csv_where_nothing_is_known() -> None:
-    pandas = pytest.importorskip("pandas")
-
     sent = encode(pandas.DataFrame({"a": [1, 2], "b": [0.5, 1.5]}))
 
     assert (sent.content_type, sent.body) == ("text/csv", b"1,0.5\n2,1.5\n")
 
 
 def test_an_image_goes_as_png_where_nothing_is_known() -> None:
-    image = pytest.importorskip("PIL.Image")
-
-    sent = encode(image.fromarray(PIXELS))
+    sent = encode(Image.fromarray(PIXELS))
 
     assert sent.content_type == "image/png"
-    np.testing.assert_array_equal(np.asarray(image.open(io.BytesIO(sent.body))), PIXELS)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sent.body))), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +133,20 @@ def test_python_values_keep_their_json() -> None:
     assert json.loads(encode(value).body) == value
 
 
+def test_missing_values_of_a_frame_are_sent_as_nan_which_the_server_reads() -> None:
+    sent = encode(pandas.DataFrame({"a": [1.0, None], "b": [0.5, 1.5]}))
+
+    assert (sent.content_type, sent.body) == ("text/csv", b"1.0,0.5\nnan,1.5\n")
+    np.testing.assert_array_equal(codecs.decode(sent.body, sent.content_type), [[1.0, 0.5], [np.nan, 1.5]])
+
+
+def test_nan_in_json_is_refused_with_what_holds_it() -> None:
+    with pytest.raises(InvalidInput, match="JSON has no NaN and no infinity: give a NumPy array"):
+        encode([[1.0, float("nan")]])
+
+
 @pytest.mark.parametrize("form", ["numpy", "torch", "pandas", "plain"])
 def test_the_answer_is_of_the_types_that_came(form: Any) -> None:
-    if form != "plain":
-        pytest.importorskip(form)
     output = decode(b'{"label": [7, 8]}', "application/json; charset=utf-8", form, DIGITS)
 
     values = output["label"]

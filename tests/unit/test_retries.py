@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from windlass.errors import InvalidInput, ModelFailed, ServiceError, Throttled, Unreachable, WaitTimeout
-from windlass.retries import NEVER, Budget, Retry
+from windlass.retries import NEVER, Budget, Retry, asked_seconds
 
 
 def unreachable(*, sent: bool) -> Unreachable:
@@ -50,6 +50,60 @@ def test_pauses_grow_up_to_the_longest_and_are_spread(attempt: int, chance: floa
     assert retry.pause(attempt, 0) == 0
     assert retry.pause(1, 1) == 0.1
     assert retry.pause(attempt, 1) <= retry.pause(attempt + 1, 1)
+
+
+NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT, the date of RFC 9110's examples
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("3", 3.0),
+        (" 120 ", 120.0),
+        ("0", 0.0),
+        ("9" * 400, float("inf")),
+        ("Sun, 06 Nov 1994 08:49:47 GMT", 10.0),
+        ("Sunday, 06-Nov-94 08:49:47 GMT", 10.0),  # the two obsolete forms
+        ("Sun Nov  6 08:49:47 1994", 10.0),
+        ("Sun, 06 Nov 1994 08:49:27 GMT", 0.0),  # past
+        ("", 0.0),
+        ("-5", 0.0),
+        ("1.5", 0.0),
+        ("\u0663", 0.0),
+        ("soon", 0.0),
+        ("Sun, 99 Nov 1994 08:49:47 GMT", 0.0),
+    ],
+)
+def test_what_a_server_asks_for_is_read(header: str, seconds: float) -> None:
+    assert asked_seconds(Throttled("busy", status=429, retry_after=header), NOW) == seconds
+
+
+@given(st.text())
+def test_any_header_is_read_as_some_time(header: str) -> None:
+    assert asked_seconds(Throttled("busy", status=429, retry_after=header), NOW) >= 0
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "seconds"),
+    [
+        (503, "all workers are busy and the queue is full. Retry after 7 s.\n", 7.0),
+        (429, "Retry after 7 s.", 7.0),
+        (500, "Retry after 7 s.", 0.0),  # a model that raised, whatever it says
+        (503, "Retry after 7 s. Or not.", 0.0),
+    ],
+)
+def test_the_words_of_a_model_server_are_read_where_sagemaker_drops_its_headers(
+    status: int, words: str, seconds: float
+) -> None:
+    assert asked_seconds(ModelFailed(words, status=status), NOW) == seconds
+
+
+def test_pauses_are_no_shorter_than_asked_for_and_spread_all_the_same() -> None:
+    retry = Retry(first_pause_seconds=0.1, longest_asked_seconds=20)
+
+    assert retry.pause(1, 0, 3) == 3
+    assert retry.pause(1, 1, 3) == pytest.approx(3.1)
+    assert retry.pause(1, 0, 21) == float("inf")
 
 
 @given(st.lists(st.booleans(), max_size=300))

@@ -7,30 +7,41 @@
 Nothing waits for a batch to fill: while the model works on one batch the next one gathers. A fixed window (2 ms is the usual)
 costs that much at low load and gains nothing at high load.
 
-What is best is measured, not set. Two things are open: how many, and whether only those of like length: sequences are padded
-to the longest of their batch, so that a model of texts may gain more from batches without padding than from large ones, while
-for a model of pictures the length of a body says nothing.
+What is best is measured, not set. Sequences are mostly padded to the longest of their batch, so a model of texts may gain more
+from little padding than from many requests, while for a model of pictures the length of a body says nothing. So two things are
+learnt from the costs of past batches:
+
+- how much of a request's cost its length makes, and whether padding costs: of a few guesses the one that explains them best;
+- for each size (1, 2, 4, ... requests) the seconds that a unit of such work takes, padding included.
+
+The batch that is chosen does the most useful work, padding not counted, in a second.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
-# A larger batch must be this much cheaper per request to be worth its longer wait.
-_GAIN = 0.95
-_SMOOTHING = 0.05
-_TRIALS = 5  # of each size before the costs are compared
-# Padding is certain and noise is not rare, so mixed lengths must be this much cheaper to be preferred.
-_MIXED_GAIN = 0.9
-# Costs change with the traffic (lengths, neighbours on the machine), so every so many full batches the other sizes are tried.
-_TRY_EVERY = 64
-
-
-# A batch of like lengths has at most this share of padding.
-_PADDING = 0.15
-_TRY_OTHER_EVERY = 32
+# Batches that are remembered of each size. The median of so many stands firm when up to half of them were disturbed.
+_REMEMBERED = 15
+# Batches of a size before it is judged. Engines compile and caches fill in the first, which is forgotten when there are others.
+_TRIALS = 5
+# A larger batch must do so much more in a second to be worth its longer wait.
+_GAIN = 1.05
+# Sizes are tried upwards until one takes so much longer for the same work than the best.
+_HOPELESS = 1.25
+# Costs change with the traffic and with what else the machine does, so one in so many batches is of a neighbouring size.
+_TRY_EVERY = 32
+# The guesses: the share of a usual request's cost that its length makes, and whether that is its own length or the longest of
+# its batch. Never all of the cost, for an empty request costs something.
+_GUESSES = ((0.0, False), *((share, padded) for padded in (True, False) for share in (0.25, 0.5, 0.75, 0.95)))
+_FIT_EVERY = 8, 64  # batches: at first, and later
+# Of batches that are over in no time there are many. When those of a size are known, one in so many is looked at.
+_SHORT_SECONDS, _JUDGED_EVERY = 0.001, 4
+_SMOOTHING = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,124 +50,182 @@ class Batch:
 
     Attributes:
         positions: among the waiting, ascending; the first is always one of them.
-        asked: how many it would have been, had there been enough of like length.
-        sizer: the one that chose.
-        requests: how many, where one of the usual length is one.
+        longest: the length that the others are padded to, if they are.
+        total: of all lengths.
     """
 
     positions: Sequence[int]
-    asked: int
-    sizer: Sizer
-    requests: float
+    longest: int
+    total: int
 
 
 class Batcher:
-    """Chooses batches by what they were measured to cost.
+    """Chooses batches by what others cost.
 
     Attributes:
-        request_seconds: what a request costs at the best; 0 before the first batch.
+        request_seconds: what a request of the usual length costs at the best size; 0 before the first batch.
     """
-
-    def __init__(self, max_size: int) -> None:
-        self._any, self._alike = Sizer(max_size), Sizer(max_size)
-        self._turn = 0
-        self._length = 0.0
-        self.request_seconds = 0.0
-
-    def choose(self, lengths: Sequence[int], count: int) -> Batch:
-        """A batch of at most `count` of the requests whose lengths are given, oldest first."""
-        if count < 2 or max(lengths) * (1 - _PADDING) <= min(lengths):
-            size = min(len(lengths), self._any.best(count))
-            return Batch(range(size), size, self._any, size)
-        self._turn += 1
-        mixed, alike = self._any.request_seconds, self._alike.request_seconds
-        use_mixed = 0 < mixed < alike * _MIXED_GAIN
-        if self._turn % _TRY_OTHER_EVERY == 0 or not (mixed or self._turn % 2):
-            use_mixed = not use_mixed
-        if use_mixed:
-            size = min(len(lengths), self._any.best(count))
-            return Batch(range(size), size, self._any, size)
-        size = self._alike.best(count)
-        positions = unpadded(lengths, size)
-        mean = sum(lengths[index] for index in positions) / len(positions)
-        self._length += _SMOOTHING * (mean - self._length) if self._length else mean
-        return Batch(positions, size, self._alike, len(positions) * max(mean, 1) / max(self._length, 1))
-
-    def observe(self, batch: Batch, seconds: float) -> None:
-        """What the batch cost."""
-        batch.sizer.observe(batch.asked, seconds, batch.requests)
-        known = [sizer.request_seconds for sizer in (self._any, self._alike) if sizer.request_seconds]
-        self.request_seconds = min(known)
-
-
-class Sizer:
-    """The batch size that costs least per request, found by measuring: powers of two, up to `max_size`."""
 
     def __init__(self, max_size: int) -> None:
         self._sizes = [1]
         while self._sizes[-1] < max_size:
             self._sizes.append(min(self._sizes[-1] * 2, max_size))
-        self._seconds: dict[int, float] = {}  # of one request in a batch of at least that size
-        self._sums: dict[int, tuple[float, float]] = {}  # seconds and requests of a batch, moving means
-        self._seen: Counter[int] = Counter()
-        self._full = 0
+        self._seen = dict.fromkeys(self._sizes, 0)
+        # The last batches and their seconds, and from them the seconds of a unit of work.
+        self._past: dict[int, deque[tuple[Batch, float]]] = {size: deque(maxlen=_REMEMBERED) for size in self._sizes}
+        self._seconds: dict[int, float] = {}
+        self._usual = 0.0  # length of a request
+        self._share, self._padded = _GUESSES[0]
+        self._turn = self._observed = 0
+        self._trial = 1  # the size that is to be measured next; 0: all that are worth it have been
+        self.request_seconds = 0.0
 
-    def best(self, waiting: int) -> int:
-        """How many of the waiting to take. At least 1."""
-        untried = next((size for size in self._sizes if size <= waiting and self._seen[size] < _TRIALS), None)
-        if untried is not None:
-            return untried
+    def choose(self, lengths: Sequence[int], count: int) -> Batch:
+        """A batch of at most `count` of the requests whose lengths are given, oldest first."""
+        most = max(1, min(count, len(lengths)))
+        if most == 1:
+            return Batch((0,), lengths[0], lengths[0])
+        exactly = self._to_try(most)
+        if not self._padded or min(lengths) == max(lengths):  # nothing to sort for: the oldest go
+            positions: Sequence[int] = range(exactly or self._best(most))
+        elif exactly:
+            order, low, high = list(_growing(lengths, exactly))[-1]
+            positions = sorted(order[low : high + 1])
+        else:
+            positions = self._most_useful(lengths, most)
+        taken = lengths if len(positions) == len(lengths) else [lengths[index] for index in positions]
+        return Batch(positions, max(taken), sum(taken))
+
+    def observe(self, batch: Batch, seconds: float) -> None:
+        """What the batch cost."""
+        count = len(batch.positions)
+        size = self._size_of(count)
+        self._seen[size] += 1
+        if seconds < _SHORT_SECONDS and self._seen[size] > _REMEMBERED and self._seen[size] % _JUDGED_EVERY:
+            return
+        self._usual += (_SMOOTHING if self._usual else 1) * (batch.total / count - self._usual)
+        past = self._past[size]
+        if self._seen[size] == 2:
+            past.clear()
+        past.append((batch, max(seconds, 1e-9)))  # a coarse clock may not have moved
+        self._observed += 1
+        if self._observed % _FIT_EVERY[self._observed > _FIT_EVERY[1]] == 0:
+            self._fit()
+        else:
+            self._seconds[size] = median_low(self._rates(size, self._share, self._padded))
+        self.request_seconds = min(self._seconds.values()) * max(self._usual, 1)
+        self._trial = self._next_trial()
+
+    def expected_seconds(self, batch: Batch) -> float:
+        """What the batch will cost, by what others did; 0 before the first."""
+        if not self._seconds:
+            return 0.0
+        count = len(batch.positions)
+        fixed = (1 - self._share) * max(self._usual, 1)
+        length = count * batch.longest if self._padded else batch.total
+        return self._rate(self._size_of(count)) * (count * fixed + self._share * length)
+
+    # --- which size
+
+    def _size_of(self, count: int) -> int:
+        return self._sizes[bisect_right(self._sizes, count) - 1]
+
+    def _next_trial(self) -> int:
+        best = min(self._seconds, key=self._seconds.__getitem__)
+        for size in self._sizes:
+            if self._seen[size] < _TRIALS:
+                return size
+            if size > best and self._seconds[size] > _HOPELESS * self._seconds[best]:
+                break
+        return 0
+
+    def _to_try(self, most: int) -> int:
+        """A size of at most so many that has to be measured now; 0: none."""
+        if 0 < self._trial <= most:
+            return self._trial
+        self._turn += 1
+        if self._turn % _TRY_EVERY:
+            return 0
+        at = self._sizes.index(self._size_of(self._best(most))) + (1 if self._turn // _TRY_EVERY % 2 else -1)
+        return self._sizes[at] if 0 <= at < len(self._sizes) and self._sizes[at] <= most else 0
+
+    def _best(self, most: int) -> int:
+        """How many of at most so many, where no padding is at stake."""
         best = 1
         for size in self._sizes[1:]:
-            if size in self._seconds and self._seconds[size] < self._seconds[best] * _GAIN:
+            if size in self._seconds and self._seconds[size] * _GAIN < self._rate(best):
                 best = size
-        if waiting > best:
-            self._full += 1
-            if self._full % _TRY_EVERY == 0:
-                turn = self._full // _TRY_EVERY % len(self._sizes)
-                return max(1, min(waiting, self._sizes[turn]))
-        return max(1, min(waiting, best))
+            if size >= most:
+                break
+        return min(best, most)
 
-    def observe(self, size: int, seconds: float, requests: float | None = None) -> None:
-        """A batch of `size` took `seconds`. Requests of unusual length count for more or less than one."""
-        step = max(known for known in self._sizes if known <= max(size, 1))
-        self._seen[step] += 1
-        # Two means and their ratio: the mean of ratios would count short requests for as much as long ones. Plain means at
-        # first, so that one slow batch does not decide.
-        weight = max(_SMOOTHING, 1 / self._seen[step])
-        spent, done = self._sums.get(step, (0.0, 0.0))
-        spent += weight * (seconds - spent)
-        done += weight * ((size if requests is None else requests) - done)
-        self._sums[step] = spent, done
-        self._seconds[step] = spent / done
+    def _most_useful(self, lengths: Sequence[int], most: int) -> Sequence[int]:
+        """Of the sets that grow around the oldest, the one that does most in a second."""
+        fixed = (1 - self._share) * max(self._usual, 1)
+        work = [fixed + self._share * length for length in lengths]
+        best, best_size, found = 0.0, 1, [0]
+        useful, before, count, size, rate = 0.0, len(lengths), 0, 0, 0.0
+        for order, low, high in _growing(lengths, most):
+            useful += work[order[low if low < before else high]]
+            before, count = low, count + 1
+            if count in self._seen:
+                size, rate = count, self._rate(count)
+            score = useful / (count * work[order[high]] * rate)
+            if score >= best * (_GAIN if size > best_size else 1):
+                best, best_size, found = score, size, order[low : high + 1]
+        return sorted(found)
 
-    @property
-    def request_seconds(self) -> float:
-        """What a request costs at the cheapest size; 0 before the first batch."""
-        return min(self._seconds.values(), default=0.0)
+    # --- what is learnt
+
+    def _rate(self, size: int) -> float:
+        """Seconds of a unit of work; of sizes not seen yet, those of the nearest below."""
+        while size not in self._seconds:
+            if size == 1:
+                return min(self._seconds.values(), default=1.0)
+            size = self._sizes[self._sizes.index(size) - 1]
+        return self._seconds[size]
+
+    def _rates(self, size: int, share: float, padded: bool) -> list[float]:
+        """Seconds of a unit of work in the last batches of the size. A request of the usual length has as many units."""
+        fixed = (1 - share) * max(self._usual, 1)
+        return [
+            seconds / (count * fixed + share * (count * batch.longest if padded else batch.total))
+            for batch, seconds in self._past[size]
+            if (count := len(batch.positions))
+        ]
+
+    def _fit(self) -> None:
+        """Take the guess that leaves the least unexplained."""
+
+        def unexplained(guess: tuple[float, bool]) -> float:
+            total = 0.0
+            for size in self._seconds:
+                rates = self._rates(size, *guess)
+                middle = median_low(rates)
+                total += sum([min(1.0, abs(rate / middle - 1)) for rate in rates])
+            return total
+
+        self._share, self._padded = min(_GUESSES, key=unexplained)
+        for size in self._sizes:
+            if self._past[size]:
+                self._seconds[size] = median_low(self._rates(size, self._share, self._padded))
 
 
-def unpadded(lengths: Sequence[int], most: int) -> Sequence[int]:
-    """Positions of the first request and of those nearest to it in length, as long as padding stays small; ascending.
+def _growing(lengths: Sequence[int], most: int) -> Iterator[tuple[list[int], int, int]]:
+    """The positions by length, and the first and last of a set of them: the oldest, and one more each time, with least padding.
 
-    The first is the one that has waited longest; it always goes, so that none starves.
+    The oldest always goes, so that none starves.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     low = high = order.index(0)
-    total = lengths[0]
+    yield order, low, high
     while high - low + 1 < most:
         shorter = lengths[order[low - 1]] if low else None
         longer = lengths[order[high + 1]] if high + 1 < len(order) else None
-        # The neighbour that adds the lesser padding: a shorter one is padded itself, a longer one pads all the others.
+        # A shorter one is padded itself, a longer one pads all the others.
         longest, count = lengths[order[high]], high - low + 1
         if longer is not None and (shorter is None or (longer - longest) * count <= longest - shorter):
-            if total + longer < (1 - _PADDING) * longer * (count + 1):
-                break
-            high, total = high + 1, total + longer
-        elif shorter is not None:
-            if total + shorter < (1 - _PADDING) * longest * (count + 1):
-                break
-            low, total = low - 1, total + shorter
+            high += 1
         else:
-            break
-    return sorted(order[low : high + 1])
+            low -= 1
+        yield order, low, high

@@ -3,13 +3,17 @@
     loaded = engines.load(Path("/opt/ml/model"), signature)        # None: there is no such file
     loaded.predict(array)                                          # -> array, or {name: array} for several outputs
 
-| what is there | engine | signature |
-|---|---|---|
-| \\*.onnx | ONNX Runtime, with as many threads as the worker has cores | needed |
-| \\*.pt2 | torch: an ExportedProgram as `torch.export.save` writes it | needed |
-| \\*.skops | scikit-learn, of which skops loads only types that it knows to be safe | needed |
-| config.json | transformers: the pipeline of its task, or with a signature of numbers the model itself | |
-| model.pt, or one \\*.pt or \\*.pth | torch: TorchScript, as the official PyTorch toolkit's default `model_fn` | |
+| what is there | engine | signature | workers |
+|---|---|---|---|
+| \\*.onnx | ONNX Runtime | needed | threads |
+| \\*.xml with its \\*.bin | OpenVINO | needed | threads |
+| \\*.pt2 | torch: an ExportedProgram as `torch.export.save` writes it | needed | processes |
+| \\*.skops | scikit-learn, of which skops loads only types that it knows to be safe | needed | processes |
+| config.json | transformers: the pipeline of its task, or with a signature of numbers the model itself | | processes |
+| model.pt, or one \\*.pt or \\*.pth | torch: TorchScript, as the official PyTorch toolkit's default `model_fn` | | threads |
+
+Those whose workers are threads compute outside Python, without its lock, and may be called from several threads at once. Each
+is told how many cores are its own: OpenMP's variable reaches neither ONNX Runtime nor OpenVINO, which count the machine's.
 
 Where there are several, ``loader`` in ``windlass.json`` chooses. Safetensors alone hold weights and no computation, so they
 cannot be served without code.
@@ -18,7 +22,8 @@ cannot be served without code.
 from __future__ import annotations
 
 import json
-import os
+import logging
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,18 +45,45 @@ class Loaded:
     Attributes:
         model: what a `predict_fn` of the user's would get.
         predict: what stands for `predict_fn` where there is none; ``None``: whatever the model itself offers.
+        threads: it may be called from several threads at once, and they gain by it.
     """
 
     model: Any
     predict: Callable[[Any], Any] | None = None
+    threads: bool = False
 
 
-def load(model_dir: Path, signature: Signature | None, loader: str = "") -> Loaded | None:
+@dataclass(frozen=True)
+class Callers:
+    """Who will ask the model, and with how many cores.
+
+    Attributes:
+        threads: inside an operation, for each worker; 0: the engine's own choice.
+        workers: how many there should be, as threads where the model allows that.
+        safe: whether it allows it is not the model's to say.
+    """
+
+    threads: int = 0
+    workers: int = 1
+    safe: bool = False
+
+    @property
+    def one(self) -> Callers:
+        return Callers(self.threads)
+
+
+ONE_CALLER = Callers()
+
+
+def load(
+    model_dir: Path, signature: Signature | None, loader: str = "", callers: Callers = ONE_CALLER
+) -> Loaded | None:
     """The model in the folder.
 
     Args:
         loader: the manifest's, which decides where several models lie: ``torch-export``, ``transformers``, ``onnx``, ``skops``
             or ``torchscript``.
+        callers: the workers that will ask it.
 
     Raises:
         Unservable: several such models, no signature, a signature that is not the model's, or an engine that is not installed.
@@ -76,11 +108,34 @@ def load(model_dir: Path, signature: Signature | None, loader: str = "") -> Load
         raise Unservable(
             f"{path.name} can be served without code only with a signature: put a signature.json beside it."
         )
-    return {"onnx": _onnx, "torch-export": _exported, "skops": _skops}[engine](path, signature)
+    if engine in ("onnx", "openvino"):
+        return {"onnx": _onnx, "openvino": _openvino}[engine](path, signature, callers)
+    return {"torch-export": _exported, "skops": _skops}[engine](path, signature)
+
+
+def warm_up(predict: Callable[[Any], Any], signature: Signature) -> None:
+    """One prediction of zeros, for what is made at the first only. A model that takes none is warmed by its first request."""
+    import numpy as np
+
+    try:
+        zeros = {
+            tensor.name: np.zeros([_size(axis) for axis in tensor.shape], tensor.dtype) for tensor in signature.inputs
+        }
+        predict(zeros if len(zeros) > 1 else next(iter(zeros.values())))  # as `codecs.decode` gives them
+    except Exception as error:  # noqa: BLE001 - zeros are our idea, so that they do not fit is not the model's fault
+        logging.getLogger(__name__).info("no warm-up: %s", error)
+
+
+def _size(axis: int | str) -> int:
+    return axis if isinstance(axis, int) and axis > 0 else 1
 
 
 def _of_suffix(suffix: str) -> Callable[[Path], list[Path]]:
     return lambda model_dir: sorted(model_dir.glob(f"*.{suffix}"))
+
+
+def _openvino_graphs(model_dir: Path) -> list[Path]:
+    return [path for path in _of_suffix("xml")(model_dir) if path.with_suffix(".bin").is_file()]
 
 
 def _torchscript_files(model_dir: Path) -> list[Path]:
@@ -99,6 +154,7 @@ def _transformers_config(model_dir: Path) -> list[Path]:
 
 _PATTERNS: Mapping[str, Callable[[Path], list[Path]]] = {
     "onnx": _of_suffix("onnx"),
+    "openvino": _openvino_graphs,
     "torch-export": _of_suffix("pt2"),
     "skops": _of_suffix("skops"),
     "transformers": _transformers_config,
@@ -106,14 +162,15 @@ _PATTERNS: Mapping[str, Callable[[Path], list[Path]]] = {
 }
 
 
-def _onnx(path: Path, signature: Signature) -> Loaded:
+def _onnx(path: Path, signature: Signature, callers: Callers) -> Loaded:
     try:
         import onnxruntime
     except ImportError as error:
         raise Unservable(f"{path.name} needs ONNX Runtime: add onnxruntime to code/requirements.txt.") from error
     options = onnxruntime.SessionOptions()
-    # It counts the machine's cores, not this worker's share of them.
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    if callers.threads:
+        # The session has one set of threads for all callers, each of which computes, too.
+        options.intra_op_num_threads = callers.workers * (callers.threads - 1) + 1
     session = onnxruntime.InferenceSession(str(path), options, providers=onnxruntime.get_available_providers())
     outputs = [tensor.name for tensor in signature.outputs]
     _same(path, "inputs", [tensor.name for tensor in signature.inputs], [node.name for node in session.get_inputs()])
@@ -128,7 +185,38 @@ def _onnx(path: Path, signature: Signature) -> Loaded:
         arrays = {name: value.numpy() if hasattr(value, "numpy") else value for name, value in feeds.items()}
         return _answer(session.run(outputs, arrays), outputs)
 
-    return Loaded(session, predict)
+    return Loaded(session, predict, threads=True)
+
+
+def _openvino(path: Path, signature: Signature, callers: Callers) -> Loaded:
+    try:
+        import openvino
+    except ImportError as error:
+        raise Unservable(f"{path.name} needs OpenVINO: add openvino to code/requirements.txt.") from error
+    settings: dict[str, Any] = {"NUM_STREAMS": callers.workers}
+    if callers.threads:
+        settings["INFERENCE_NUM_THREADS"] = callers.workers * callers.threads
+        # Else each process pins its threads, counting from the first core, as if it were alone.
+        settings["ENABLE_CPU_PINNING"] = False
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    names = [tensor.name for tensor in signature.inputs]
+    outputs = [tensor.name for tensor in signature.outputs]
+    _same(path, "inputs", names, [port.any_name for port in model.inputs])
+    if missing := set(outputs) - {name for port in model.outputs for name in port.names}:
+        raise Unservable(
+            f"{path.name} has no output {', '.join(map(repr, sorted(missing)))}, which the signature names."
+        )
+    own = threading.local()  # a request holds the tensors of one inference
+
+    def predict(data: Any) -> Any:
+        if not hasattr(own, "request"):
+            own.request = model.create_infer_request()
+        feeds = _named(data, signature)
+        arrays = {name: value.numpy() if hasattr(value, "numpy") else value for name, value in feeds.items()}
+        found = own.request.infer(arrays)
+        return _answer([found[name].copy() for name in outputs], outputs)
+
+    return Loaded(model, predict, threads=True)
 
 
 def _exported(path: Path, signature: Signature) -> Loaded:
@@ -160,7 +248,7 @@ def _torchscript(path: Path) -> Loaded:
             f"{path.name} is no TorchScript, so it cannot be served without code. Write code/inference.py with "
             "model_fn(model_dir), or save the model with torch.export.save or torch.jit.save."
         ) from error
-    return Loaded(model.eval())
+    return Loaded(model.eval(), threads=True)
 
 
 def _skops(path: Path, signature: Signature) -> Loaded:

@@ -10,6 +10,7 @@
     def predict_batch_fn(datas, model): ...               # -> as many predictions: predict_fn for several requests at once
 
     max_concurrency = 32                                  # so many calls at once, in threads: the model batches by itself
+    thread_safe = True                                    # the workers may be threads: the engine releases the GIL
 
 Each may take one more parameter, the `Context`. A hook that is not there has a default: typed by the signature in
 ``windlass.json``, else by what came; without a `model_fn`, the model is one that loads itself (see `engines`). Predictions of
@@ -42,6 +43,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from windlass.runtime import codecs, engines, joint, pipelines
+from windlass.runtime.measures import Measures
 
 if TYPE_CHECKING:
     from windlass.artifact import Signature, Tensor
@@ -72,10 +74,11 @@ class HookError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """One request. Header names are in lower case."""
+    """One request. Header names are in lower case. ``cancelled`` tells whether nobody waits for the answer any more."""
 
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    cancelled: Callable[[], bool] = bool  # never: bool() is False
 
 
 @dataclass(slots=True)
@@ -100,13 +103,23 @@ class Context:
 
         context.inference_id, context.custom_attributes, context.headers["x-my-header"]
         context.set_response_header(0, "X-Model", "v2")
+        context.metrics.add_metric("Confidence", 0.93)        # to CloudWatch and /metrics: see `measures`
+        for step in steps:
+            if context.cancelled: break                       # the caller has hung up, or its deadline is past
 
     The methods with an index are those of the official toolkits' context, where a batch may hold several requests; here a
     context always belongs to one, and the index is ignored.
     """
 
-    def __init__(self, system_properties: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> None:
-        self.system_properties = system_properties
+    def __init__(
+        self,
+        system_properties: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+        metrics: Measures | None = None,
+        cancelled: Callable[[], bool] = bool,
+    ) -> None:
+        self.system_properties, self._cancelled = system_properties, cancelled
+        self.metrics = metrics or Measures()
         self.headers: Mapping[str, str] = headers or {}
         self.response_status = 200
         self.response_headers: dict[str, str] = {}
@@ -116,6 +129,11 @@ class Context:
     def model_name(self) -> str:
         """In multi-model mode the name that it was loaded under."""
         return str(self.system_properties.get("model_name", "model"))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more, in a batch not one of the callers. It costs microseconds to ask."""
+        return self._cancelled()
 
     @property
     def inference_id(self) -> str | None:
@@ -226,8 +244,11 @@ class Handler:
         default_accept: str = "",
         predict: Callable[[Any], Any] | None = None,
         concurrency: int = 1,
+        threads: int = 1,
+        measures: Measures | None = None,
     ) -> None:
-        self._model, self.concurrency = model, concurrency
+        self._model, self.concurrency, self.threads = model, concurrency, threads
+        self.measures = measures or Measures()
         self._default_accept = default_accept or (signature.accept_types[0] if signature else codecs.JSON)
         self._device = "cuda" if _cuda() else "cpu"
         self._properties = _properties(model_dir)
@@ -257,11 +278,19 @@ class Handler:
                 raise HookError(str(error)) from error
 
     @classmethod
-    def load(cls, model_dir: Path, code_dir: Path, program: str, default_accept: str = "") -> Handler:
+    def load(
+        cls,
+        model_dir: Path,
+        code_dir: Path,
+        program: str,
+        default_accept: str = "",
+        callers: engines.Callers = engines.ONE_CALLER,
+    ) -> Handler:
         """Import the user's module, load the model, warm it up. With no module or no `model_fn`, the model loads itself.
 
         Args:
             default_accept: for requests that accept anything; empty is what the signature names first, or JSON.
+            callers: the workers that will ask it; where the model does not allow threads, it is for one of them.
 
         Raises:
             HookError: there is neither a module nor a model that loads itself, or the module breaks the contract.
@@ -270,23 +299,31 @@ class Handler:
         signature, loader = _manifest(model_dir)
         module = _import(code_dir, program) if (code_dir / program).is_file() else None
         hooks, concurrency = (_hooks(module, program), _concurrency(module, program)) if module else ({}, 1)
-        context = Context(_properties(model_dir))
+        measures = Measures()
+        context = Context(_properties(model_dir), metrics=measures)
         if "pre_model_fn" in hooks:
             hooks["pre_model_fn"](context, str(model_dir))
+        if concurrency > 1 or (module and not callers.safe and not _flag(module, "thread_safe", program)):
+            callers = callers.one
         predict = None
         if "model_fn" in hooks:
             model = hooks["model_fn"](context, str(model_dir))
         else:
             try:
-                loaded = engines.load(model_dir, signature, loader)
+                loaded = engines.load(model_dir, signature, loader, callers)
             except engines.Unservable as error:
                 raise HookError(str(error)) from error
             if loaded is None:
                 raise HookError(_nothing_to_load(code_dir, program))
             model, predict = loaded.model, loaded.predict
-        handler = cls(model, hooks, model_dir, signature, default_accept, predict, concurrency)
+            if not module and not loaded.threads and not callers.safe:
+                callers = callers.one
+        threads = callers.workers
+        handler = cls(model, hooks, model_dir, signature, default_accept, predict, concurrency, threads, measures)
         if "model_warmup_fn" in hooks:
             hooks["model_warmup_fn"](context, str(model_dir), model)
+        elif predict and signature and not hooks:
+            engines.warm_up(lambda data: predict(handler._as_tensors(data, b"")), signature)
         return handler
 
     @property
@@ -321,7 +358,8 @@ class Handler:
         accept = invocation.headers.get("accept")
         if not accept or accept == "*/*":
             accept = self._default_accept
-        return _Call(invocation, Context(self._properties, invocation.headers), accept)
+        context = Context(self._properties, invocation.headers, self.measures, invocation.cancelled)
+        return _Call(invocation, context, accept)
 
     def _step(self, call: _Call, step: Callable[[_Call], None]) -> None:
         try:
@@ -365,8 +403,9 @@ class Handler:
             for call in calls:
                 call.reply = failed
         except BaseException as error:  # noqa: BLE001 - as in _step
-            if len(calls) == 1:
-                calls[0].reply = failure(error)
+            if len(calls) == 1 or calls[0].invocation.cancelled():
+                for call in calls:
+                    call.reply = failure(error)
                 return
             middle = len(calls) // 2
             self._together(calls[:middle], predict)
@@ -441,10 +480,12 @@ class Handler:
         call.reply = reply
 
     def _read(self, body: bytes | str, content_type: str | None) -> Any:
-        """The default input_fn. Arrays become tensors when the user's code has imported torch."""
+        """The default input_fn. Arrays become tensors where the user's code or the engine has imported torch."""
         if self._as_pipeline:
             return pipelines.read(body, content_type)
-        data = codecs.decode(body, content_type, self._inputs)
+        return self._as_tensors(codecs.decode(body, content_type, self._inputs), body)
+
+    def _as_tensors(self, data: Any, body: bytes | str) -> Any:
         if self._torch is None:
             return data
         if isinstance(data, dict) and self._inputs:
@@ -500,6 +541,13 @@ def _concurrency(module: ModuleType, program: str) -> int:
     value = getattr(module, "max_concurrency", 1)
     if type(value) is not int or not 1 <= value <= 1024:
         raise HookError(f"max_concurrency in {program} is {value!r}. It is a whole number from 1 to 1024.")
+    return value
+
+
+def _flag(module: ModuleType, name: str, program: str) -> bool:
+    value = getattr(module, name, False)
+    if type(value) is not bool:
+        raise HookError(f"{name} in {program} is {value!r}. It is True or False.")
     return value
 
 

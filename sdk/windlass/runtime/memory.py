@@ -1,13 +1,12 @@
 """How much memory there is, and who holds it: what multi-model mode asks before and after it loads a model.
 
 memory.available()                # bytes that processes may still take before the kernel ends one
-memory.resident([4711, 4712])     # bytes that processes hold
+memory.held([4711, 4712])         # bytes that processes hold together
 memory.of_files(Path("/opt/ml/models/a1b2/model"))
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,15 +39,16 @@ def _left_in_cgroup() -> int:
     return int(limit) - used + int(statistics.get("inactive_file", 0))
 
 
-def resident(pids: Iterable[int]) -> int:
-    """What the processes hold, in bytes. Pages that several map count for each; a process that is gone holds nothing."""
+def held(pids: Iterable[int]) -> int:
+    """What the processes hold, in bytes, each page that several share counted once. A process that is gone holds nothing."""
     total = 0
     for pid in pids:
         try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        except (OSError, IndexError):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
             continue
-    return total * os.sysconf("SC_PAGE_SIZE")
+        total += sum(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total
 
 
 def of_files(folder: Path) -> int:

@@ -197,7 +197,7 @@ class Models:
     def _free_bytes(self) -> int:
         free = memory.available()
         if self._memory_bytes:
-            free = min(free, self._memory_bytes - sum(memory.resident(pool.pids) for pool in self.pools))
+            free = min(free, self._memory_bytes - memory.held([pid for pool in self.pools for pid in pool.pids]))
         return free
 
 

@@ -12,10 +12,11 @@ JSON Schema says nothing of two dimensions that must be equal, such as the batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from windlass.runtime import codecs
+from windlass.runtime.codecs import fitting
 
 if TYPE_CHECKING:
     from windlass.artifact import Signature, Tensor
@@ -35,6 +36,7 @@ def document(
     path: str = "/invocations",
     endpoint: str = "",
     region: str = "",
+    without: Collection[str] = (),
 ) -> dict[str, Any]:
     """The page.
 
@@ -45,14 +47,21 @@ def document(
         path: where the server answers predictions.
         endpoint: describe this endpoint's place in the SageMaker runtime, in place of the server in the container.
         region: of the endpoint.
+        without: media types that are not served there, because what reads and writes them is not installed.
     """
     request, response, schemas = _any(), _any(), {}
     if signature:
-        schemas = {"Inputs": _object(signature.inputs), "Outputs": _object(signature.outputs)}
+        schemas = {"Inputs": _object(signature.inputs, given=True), "Outputs": _object(signature.outputs)}
         request = _one_or_named(signature.inputs, "#/components/schemas/Inputs")
         response = _one_or_named(signature.outputs, "#/components/schemas/Outputs", always_one=True)
-    kinds_in = _usual_first(codecs.IN, signature.content_types if signature else ())
-    kinds_out = _usual_first(codecs.OUT, signature.accept_types if signature else ())
+    takes = fitting.takes(signature.inputs) if signature else codecs.IN
+    gives = fitting.gives(signature.outputs) if signature else codecs.OUT
+    kinds_in = _usual_first(
+        [kind for kind in takes if kind not in without], signature.content_types if signature else ()
+    )
+    kinds_out = _usual_first(
+        [kind for kind in gives if kind not in without], signature.accept_types if signature else ()
+    )
     has_example = signature is not None and signature.example is not None
     example = {codecs.JSON: {"example": signature.example}} if signature and has_example else {}
     predict = {
@@ -118,25 +127,27 @@ def _one_or_named(tensors: Sequence[Tensor], reference: str, *, always_one: bool
     """An array for a single tensor, or the object of them all."""
     if len(tensors) > 1:
         return {"$ref": reference}
-    one = _array(tensors[0])
+    one = _array(tensors[0], given=not always_one)
     return one if always_one else {"anyOf": [{"$ref": reference}, one]}
 
 
-def _object(tensors: Sequence[Tensor]) -> Schema:
+def _object(tensors: Sequence[Tensor], *, given: bool = False) -> Schema:
     return {
         "type": "object",
-        "properties": {tensor.name: _array(tensor) for tensor in tensors},
+        "properties": {tensor.name: _array(tensor, given=given) for tensor in tensors},
         "required": [tensor.name for tensor in tensors],
         "additionalProperties": False,
     }
 
 
-def _array(tensor: Tensor) -> Schema:
+def _array(tensor: Tensor, *, given: bool = False) -> Schema:
     schema = _number(tensor.dtype)
-    for size in reversed(tensor.shape):
+    for place, size in enumerate(reversed(tensor.shape)):
         schema = {"type": "array", "items": schema}
         if isinstance(size, int):
             schema |= {"minItems": size, "maxItems": size}
+        elif given and place:
+            schema |= {"minItems": 1}  # of an empty list nobody can tell the dimensions inside, so it is refused
     shape = ", ".join(map(str, tensor.shape))
     return {**schema, "description": f"{tensor.dtype} of shape ({shape})"}
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from windlass.runtime import telemetry
 
+WORKER_KINDS = ("auto", "thread", "process", "spawn")
+
 
 class BadSetting(Exception):
     """An environment variable that cannot be used. The message names it."""
@@ -25,6 +27,8 @@ class Settings:
     host: str
     port: int
     workers: int
+    worker_kind: str
+    threads: int
     timeout_seconds: float
     default_accept: str
     max_payload_bytes: int
@@ -62,6 +66,9 @@ class Settings:
             emf_dimensions = telemetry.dimensions(env.get("WINDLASS_EMF_DIMENSIONS") or "")
         except ValueError as error:
             raise BadSetting(f"WINDLASS_EMF_DIMENSIONS: {error}.") from error
+        worker_kind = env.get("WINDLASS_WORKER_KIND") or "auto"
+        if worker_kind not in WORKER_KINDS:
+            raise BadSetting(f"WINDLASS_WORKER_KIND={worker_kind!r} is not one of {', '.join(WORKER_KINDS)}.")
         model_dir = Path(own) if own else Path(env.get("SAGEMAKER_BASE_DIR") or "/opt/ml") / "model"
         submitted = env.get("SAGEMAKER_SUBMIT_DIRECTORY") or ""
         # The SDKs also write s3://.../sourcedir.tar.gz here; that code has been unpacked into the model's folder.
@@ -76,6 +83,8 @@ class Settings:
             host=env.get("WINDLASS_BIND_HOST") or "0.0.0.0",  # noqa: S104 - in a container, SageMaker connects from outside
             port=number("SAGEMAKER_BIND_TO_PORT", 8080, 0, 65535),
             workers=number("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1, 1024),
+            worker_kind=worker_kind,
+            threads=number("WINDLASS_THREADS", 0, 0, 4096),
             timeout_seconds=number("SAGEMAKER_MODEL_SERVER_TIMEOUT", 60, 1),
             default_accept=env.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or "",
             max_payload_bytes=number("WINDLASS_MAX_PAYLOAD_BYTES", payload_mb << 20 or 2**31, 1),

@@ -8,9 +8,12 @@ Both are off unless the environment asks for them, and cost nothing then.
 | WINDLASS_EMF_DIMENSIONS | as in ``EndpointName=digits,VariantName=main``; each set of values is billed as one metric |
 | OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, ... | as OpenTelemetry names them; needs ``windlass[telemetry]`` |
 
+The caller's span is that of the header ``traceparent``, or through SageMaker of ``traceparent=...`` in the custom attributes.
+
 SageMaker sends a container's stdout to CloudWatch Logs, which makes metrics of such lines: no client, no permission, no call in
 the way of a request. A line holds at most 100 values of a metric (EMF's limit), so times are a uniform sample of those of its
-period, from which percentiles can be read; counts are exact.
+period, from which percentiles can be read; counts are exact. What hooks measure (see `measures`) goes out whole, in as many
+lines as it takes.
 """
 
 from __future__ import annotations
@@ -19,23 +22,17 @@ import importlib.util
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-NAMESPACE = "Windlass"
+from windlass.metrics import NAMESPACE, SERVER
+from windlass.runtime.measures import Measure
+
 _MOST_VALUES = 100  # in an array of the embedded metric format
 _MOST_DIMENSIONS = 30
 
-_UNITS = {
-    "Requests": "Count",
-    "ServerErrors": "Count",
-    "Refused": "Count",
-    "TotalTime": "Milliseconds",
-    "QueueTime": "Milliseconds",
-    "ModelTime": "Milliseconds",
-    "BatchSize": "Count",
-}
+_UNITS = {metric.name: metric.unit for metric in SERVER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Invoked:
 
 
 class Recorder:
-    """Gathers what goes into the next line."""
+    """Gathers what goes into the next lines."""
 
     def __init__(self, dimensions: Mapping[str, str]) -> None:
         self._dimensions = dict(dimensions)
@@ -62,6 +59,12 @@ class Recorder:
     def _clear(self) -> None:
         self._requests = self._errors = self._refused = self._reached = 0
         self._sample: list[Invoked] = []
+        self._measured: dict[tuple[str, str], list[float]] = {}
+
+    def measured(self, measures: Sequence[Measure]) -> None:
+        """What hooks have measured."""
+        for name, unit, value in measures:
+            self._measured.setdefault((name, unit), []).append(value)
 
     def add(self, invoked: Invoked) -> None:
         self._requests += 1
@@ -75,14 +78,21 @@ class Recorder:
         elif (place := self._random.randrange(self._reached)) < _MOST_VALUES:  # Vitter's algorithm R
             self._sample[place] = invoked
 
-    def line(self, now: float) -> str | None:
-        """What has been since the last line; ``None``: nothing.
+    def lines(self, now: float) -> list[str]:
+        """What has been since the last call.
 
         Args:
             now: seconds since 1970.
         """
-        if not self._requests:
-            return None
+        lines = [self._of_the_server(now)] if self._requests else []
+        for (name, unit), values in self._measured.items():
+            for start in range(0, len(values), _MOST_VALUES):
+                part = {name: values[start : start + _MOST_VALUES]}
+                lines.append(embedded(part, self._dimensions, {name: unit}, now))
+        self._clear()
+        return lines
+
+    def _of_the_server(self, now: float) -> str:
         values: dict[str, Any] = {
             "Requests": self._requests,
             "ServerErrors": self._errors,
@@ -93,7 +103,6 @@ class Recorder:
             values["QueueTime"] = [round(each.queue_seconds * 1e3, 3) for each in self._sample]
             values["ModelTime"] = [round(each.model_seconds * 1e3, 3) for each in self._sample]
             values["BatchSize"] = [each.size for each in self._sample]
-        self._clear()
         return embedded(values, self._dimensions, {name: _UNITS[name] for name in values}, now)
 
 
@@ -151,6 +160,11 @@ class Spans:
         end = time.time_ns()
         begin = end - int(invoked.seconds * 1e9)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in invoked.headers.items()}
+        # SageMaker hands on no traceparent, but what callers write into the custom attributes.
+        for part in headers.get("x-amzn-sagemaker-custom-attributes", "").split(","):
+            name, _, value = part.strip().partition("=")
+            if name == "traceparent":
+                headers.setdefault(name, value)
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",
             "http.response.status_code": invoked.status,

@@ -105,7 +105,7 @@ def test_any_header_is_parsed_or_refused(header: str) -> None:
         (b"[1]", "application/json; charset=hex", 415, "hex"),
         (b"[1]", "audio/ogg", 415, "'audio/ogg' is not supported"),
         (b"[1]", None, 415, "no Content-Type"),
-        (b"", JSON, 400, "malformed JSON: Expecting value: line 1 column 1"),
+        (b"", JSON, 400, "malformed JSON: the body is empty"),
         (b"[1,", JSON, 400, "malformed JSON"),
         (b"[NaN]", JSON, 400, "NaN is not a JSON value"),
         (b"[[1, -1e999]]", JSON, 400, "larger than 64-bit floating point holds"),
@@ -377,11 +377,37 @@ def test_json_is_byte_for_byte_that_of_json_dumps() -> None:
     assert codecs.encode([[0.1, 2]], JSON) == json.dumps([[0.1, 2]]).encode()
 
 
+def test_a_line_of_json_ends_at_its_own_end() -> None:
+    body = '["a\u2028b\x85c"]\r\n["d"]\n'.encode()
+
+    assert codecs.decode(body, codecs.JSON_LINES, [Tensor("x", "str", ("batch", 1))]) == [["a\u2028b\x85c"], ["d"]]
+
+
+def test_csv_as_excel_writes_it_is_read() -> None:
+    np.testing.assert_array_equal(codecs.decode(b"\xef\xbb\xbf1,2\r\n", codecs.CSV), [1, 2])
+
+
+def test_what_a_line_cannot_hold_is_named() -> None:
+    with pytest.raises(Unwritable, match=r"in line 2: output 'a' is nan, which JSON cannot hold"):
+        codecs.encode({"a": np.array([1.0, np.nan])}, codecs.JSON_LINES)
+
+
+@pytest.mark.parametrize("kind", [NPY, codecs.NPZ, codecs.CSV, codecs.OCTETS, codecs.ARROW, codecs.PARQUET])
+def test_formats_of_floating_point_carry_nan_and_infinities_both_ways(kind: str) -> None:
+    odd = np.array([[np.nan, np.inf], [-np.inf, 1.0]], np.float32)
+    value = {"x": odd} if kind in (codecs.NPZ, codecs.ARROW, codecs.PARQUET) else odd
+
+    came = codecs.decode(codecs.encode(value, kind), kind, [Tensor("x", "float32", ("batch", 2))])
+
+    np.testing.assert_array_equal(came, odd)
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"a": [1.0, float("nan")]}, r"the prediction\['a'\]\[1\] is nan, which JSON cannot hold"),
-        (np.array([[1.0, -np.inf]]), r"the prediction\[0\]\[1\] is -inf"),
+        ({"a": [1.0, float("nan")]}, r"output 'a' is nan at \[1\], which JSON cannot hold.*application/x-npz"),
+        (np.array([[1.0, -np.inf]]), r"the prediction is -inf at \[0\]\[1\], .* application/x-npy"),
+        (float("nan"), "the prediction is nan, which"),
         ([object()], "value of type object. Write an output_fn"),
         ({(1, 2): 3}, "keys must be str"),
         ([b"raw"], "type bytes"),

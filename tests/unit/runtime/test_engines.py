@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from windlass.runtime.engines import Callers
 from windlass.runtime.hooks import Handler, HookError, Invocation
 
 SIGNATURE = {
@@ -60,6 +62,44 @@ def test_an_exported_program_is_served_and_batched(tmp_path: Path) -> None:
 
 def test_an_onnx_graph_is_served(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
+    doubling(tmp_path / "model.onnx")
+    reply = load(tmp_path)(Invocation(b"[[1, 2]]", {"content-type": "application/json"}))
+    assert json.loads(reply.body) == [[2.0, 4.0]]
+    manifest(tmp_path, SIGNATURE)
+    with pytest.raises(HookError, match=r"model\.onnx has no output 'sum', which the signature names"):
+        load(tmp_path)
+
+
+def test_models_are_warm_before_the_first_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each with the types that requests give it; what fails is logged, and the first request pays."""
+    torch = pytest.importorskip("torch")
+    skops = pytest.importorskip("skops.io")
+    from sklearn.linear_model import LogisticRegression
+
+    class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return x.sum(dim=1), x * 2
+
+    for name in ("onnx", "torch", "sklearn"):
+        (tmp_path / name).mkdir()
+    doubling(tmp_path / "onnx" / "model.onnx")
+    example = (torch.ones(2, 2),)
+    program = torch.export.export(Model(), example, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "torch" / "model.pt2")
+    manifest(tmp_path / "torch", SIGNATURE)
+    skops.dump(LogisticRegression().fit([[0, 0], [1, 1]], [0, 1]), tmp_path / "sklearn" / "model.skops")
+    outputs = [{"name": "label", "dtype": "int64", "shape": ["batch"]}]
+    manifest(tmp_path / "sklearn", {"inputs": SIGNATURE["inputs"], "outputs": outputs})
+
+    with caplog.at_level("INFO"):
+        for name in ("onnx", "torch", "sklearn"):
+            load(tmp_path / name)
+
+    assert not [record.getMessage() for record in caplog.records if "warm-up" in record.getMessage()]
+
+
+def doubling(path: Path) -> None:
+    """Write an ONNX graph, and what it takes and gives."""
     onnx = pytest.importorskip("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
@@ -68,15 +108,50 @@ def test_an_onnx_graph_is_served(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("x", kind, ["batch", 2])],
         [helper.make_tensor_value_info("twice", kind, ["batch", 2])],
     )
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx"
-    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    manifest(path.parent, {"inputs": SIGNATURE["inputs"], "outputs": SIGNATURE["outputs"][1:]})
+
+
+def test_an_onnx_graph_has_a_thread_for_each_worker_and_they_share_the_cores(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    doubling(tmp_path / "model.onnx")
+    options: list[Any] = []
+    session = onnxruntime.InferenceSession
+
+    def opened(path: str, given: Any, **more: Any) -> Any:
+        options.append(given)
+        return session(path, given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", opened)
+        handler = Handler.load(tmp_path, tmp_path / "code", "inference.py", callers=Callers(threads=2, workers=2))
+    assert handler.threads == 2
+    assert options[0].intra_op_num_threads == 3  # and with the two callers' own, of which one is among them, four
+    with ThreadPoolExecutor(2) as threads:
+        replies = list(threads.map(handler, [Invocation(b"[[%d, 2]]" % n, JSON) for n in range(50)]))
+    assert [json.loads(reply.body) for reply in replies] == [[[2.0 * n, 4.0]] for n in range(50)]
+
+
+def test_an_openvino_graph_is_served_by_threads_that_share_the_cores(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    doubling(tmp_path / "model.onnx")
+    openvino.save_model(openvino.Core().read_model(tmp_path / "model.onnx"), tmp_path / "model.xml")
+    (tmp_path / "model.onnx").unlink()
+    handler = Handler.load(tmp_path, tmp_path / "code", "inference.py", callers=Callers(threads=1, workers=2))
+    assert handler.threads == 2
+    assert handler._model.get_property("INFERENCE_NUM_THREADS") == 2
+    assert handler._model.get_property("NUM_STREAMS") == 2
+    with ThreadPoolExecutor(2) as threads:
+        replies = list(threads.map(handler, [Invocation(b"[[%d, 2]]" % n, JSON) for n in range(50)]))
+    assert [json.loads(reply.body) for reply in replies] == [[[2.0 * n, 4.0]] for n in range(50)]
+
+
+def test_a_model_of_python_has_one_caller(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(program, tmp_path / "model.pt2")
     manifest(tmp_path, {"inputs": SIGNATURE["inputs"], "outputs": SIGNATURE["outputs"][1:]})
-    reply = load(tmp_path)(Invocation(b"[[1, 2]]", {"content-type": "application/json"}))
-    assert json.loads(reply.body) == [[2.0, 4.0]]
-    manifest(tmp_path, SIGNATURE)
-    with pytest.raises(HookError, match=r"model\.onnx has no output 'sum', which the signature names"):
-        load(tmp_path)
+    assert Handler.load(tmp_path, tmp_path / "code", "inference.py", callers=Callers(workers=2)).threads == 1
 
 
 def test_a_skops_file_is_served_as_its_outputs_are_named(tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_nan_is_refused_as_the_models_fault(load: Load) -> None:
     handler = load("def model_fn(d): return None\ndef predict_fn(data, model): return {'p': [float('nan')]}")
     reply = ask(handler, b"[1]")
     assert reply.status == 500
-    assert b"the prediction['p'][0] is nan" in reply.body
+    assert b"output 'p' is nan at [0]" in reply.body
 
 
 # --- errors

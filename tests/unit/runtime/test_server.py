@@ -355,6 +355,18 @@ def test_a_caller_may_want_its_answer_sooner(start: Start, header: dict[str, str
     assert running.invoke(x_windlass_timeout_ms="soon").status_code == 400
 
 
+def test_a_status_that_there_is_not_is_the_fault_of_that_request_alone(start: Start) -> None:
+    running = start("""
+        def model_fn(model_dir): return None
+        def transform_fn(model, body, content_type, accept, context):
+            if body == "799":
+                context.set_response_status(799)
+            return body
+    """).ready()
+    assert running.invoke(b"799").status_code == 500
+    assert running.invoke(b"1").text == "1"
+
+
 def test_streams_come_as_they_are_made(start: Start) -> None:
     running = start("""
         def model_fn(model_dir): return model_dir + "/gate"

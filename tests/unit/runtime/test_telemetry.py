@@ -15,6 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.unit.runtime.serving import DEADLINE_SECONDS, Start
 from windlass.runtime import telemetry
+from windlass.runtime.measures import Measures
 from windlass.runtime.settings import BadSetting, Settings
 from windlass.runtime.telemetry import Invoked, Recorder
 
@@ -41,11 +42,11 @@ def invoked(status: int = 200, seconds: float = 0.010, size: int = 1) -> Invoked
 
 def test_a_line_is_what_cloudwatch_reads() -> None:
     recorder = Recorder({"EndpointName": "digits"})
-    assert recorder.line(0) is None
+    assert recorder.lines(0) == []
     for status in (200, 200, 400, 500):
         recorder.add(invoked(status))
     recorder.add(invoked(503, size=0))
-    line = json.loads(recorder.line(1_700_000_000.5) or "")
+    (line,) = map(json.loads, recorder.lines(1_700_000_000.5))
     directive = line["_aws"]["CloudWatchMetrics"][0]
     assert line["_aws"]["Timestamp"] == 1_700_000_000_500
     assert (directive["Namespace"], directive["Dimensions"]) == ("Windlass", [["EndpointName"]])
@@ -53,14 +54,14 @@ def test_a_line_is_what_cloudwatch_reads() -> None:
     assert {metric["Name"] for metric in directive["Metrics"]} < set(line)
     assert (line["EndpointName"], line["Requests"], line["ServerErrors"], line["Refused"]) == ("digits", 5, 1, 1)
     assert (line["TotalTime"], line["QueueTime"], line["BatchSize"]) == ([10.0] * 4, [2.0] * 4, [1] * 4)
-    assert recorder.line(2) is None  # a line says only what is new
+    assert recorder.lines(2) == []  # a line says only what is new
 
 
 def test_a_line_holds_no_more_values_than_the_format_does_and_samples_all_of_its_period() -> None:
     recorder = Recorder({})
     for number in range(1000):
         recorder.add(invoked(seconds=number / 1000))
-    line = json.loads(recorder.line(0) or "")
+    (line,) = map(json.loads, recorder.lines(0))
     assert (line["Requests"], len(line["TotalTime"])) == (1000, 100)
     assert 350 < sorted(line["TotalTime"])[50] < 650  # the median of 0 to 999
 
@@ -79,6 +80,79 @@ def test_the_server_writes_lines_on_stdout_and_the_last_at_its_end(start: Start)
     lines = list(running.lines())
     (line,) = [line for line in lines if "_aws" in line]
     assert (line["Requests"], line["VariantName"]) == (1, "b")
+
+
+# --- what hooks measure
+
+MEASURING = """
+    max_concurrency = {concurrency}
+    def model_fn(model_dir, context):
+        context.metrics.add_time("Load", 2, unit="s")
+    def transform_fn(model, body, content_type, accept, context):
+        context.metrics.add_metric("Confidence", float(body))
+        context.metrics.add_counter("Tokens", 2)
+        def parts():
+            yield body
+            context.metrics.add_counter("Tokens", 3)
+        return parts()
+"""
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_what_hooks_measure_reaches_metrics_and_cloudwatch(start: Start, concurrency: int) -> None:
+    running = start(MEASURING.format(concurrency=concurrency), WINDLASS_EMF_SECONDS="3600").ready()
+    for body in (b"0.5", b"0.25"):
+        assert running.invoke(body).content == body
+    running.metric('windlass_custom_sum{name="Tokens",unit="Count"} 10')
+    running.metric('windlass_custom_count{name="Confidence",unit="None"} 2')
+    running.process.terminate()
+    running.exit()
+    lines = [line for line in running.lines() if "_aws" in line]
+    measured = {name: line[name] for line in lines for name in ("Confidence", "Tokens", "Load") if name in line}
+    assert measured["Confidence"] == [0.5, 0.25]
+    assert (sum(measured["Tokens"]), measured["Load"]) == (10, [2])
+
+
+def test_measures_go_out_whole_in_lines_that_the_format_allows() -> None:
+    recorder = Recorder({"EndpointName": "digits"})
+    recorder.measured([("Tokens", "Count", float(number)) for number in range(250)])
+    lines = [json.loads(line) for line in recorder.lines(0)]
+    assert [len(line["Tokens"]) for line in lines] == [100, 100, 50]
+    assert sum(sum(line["Tokens"]) for line in lines) == sum(range(250))
+    assert lines[0]["_aws"]["CloudWatchMetrics"][0]["Metrics"] == [{"Name": "Tokens", "Unit": "Count"}]
+    assert recorder.lines(1) == []
+
+
+@pytest.mark.parametrize(
+    ("measure", "says"),
+    [
+        (("Requests", 1), "'Requests' is taken"),
+        (("_aws", 1), "'_aws' is taken"),
+        (("", 1), "no text of 1 to 255"),
+        (("é", 1), "no text of 1 to 255"),
+        (("a" * 256, 1), "no text of 1 to 255"),
+        (("a\nb", 1), "is taken, or cannot be written"),
+        (("a", float("nan")), "nan is no finite number"),
+        (("a", "many"), "could not convert"),
+        (("a", 1, "furlongs"), "unit 'furlongs' is none of CloudWatch's: None, Seconds"),
+    ],
+)
+def test_what_cloudwatch_would_not_take_is_refused_where_it_is_measured(measure: tuple[object, ...], says: str) -> None:
+    measures = Measures()
+    with pytest.raises(ValueError, match=says):
+        measures.add_metric(*measure)  # type: ignore[arg-type]
+    assert measures.take() == []
+
+
+def test_names_are_few_because_each_is_billed() -> None:
+    measures = Measures()
+    for number in range(50):
+        measures.add_counter(f"m{number}", 1)
+    with pytest.raises(ValueError, match="one more than 50 names"):
+        measures.add_counter("m50", 1)
+    measures.add_counter("m0", 1)
+    assert len(measures.take()) == 51
+    assert measures.take() == []
 
 
 # --- OpenTelemetry
@@ -130,6 +204,16 @@ def test_each_invocation_is_a_span_below_the_callers(start: Start, collector: Th
     said = {pair.key: pair.value for pair in whole.attributes}
     assert said["windlass.request_id"].string_value == "r-7"
     assert (said["http.response.status_code"].int_value, said["windlass.batch_size"].int_value) == (200, 1)
+
+
+def test_the_callers_span_also_comes_in_the_custom_attributes(start: Start, collector: ThreadingHTTPServer) -> None:
+    running = start(LOGS, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}").ready()
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    running.invoke(x_amzn_sagemaker_custom_attributes=f"a=1, traceparent=00-{trace}-{parent}-01")
+    running.process.terminate()
+    assert running.exit()[0] == 0
+    spans = {span.name: span for span in (Collector.spans.get(timeout=DEADLINE_SECONDS) for _ in range(3))}
+    assert (spans["invocation"].trace_id.hex(), spans["invocation"].parent_span_id.hex()) == (trace, parent)
 
 
 def test_what_is_configured_but_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from windlass.runtime.codecs import arrays
+from windlass.runtime.codecs import arrays, fitting
 from windlass.runtime.codecs.arrays import MAX_UNPACKED_BYTES, plain, read_json, write_json
 from windlass.runtime.codecs.media import (
     ARROW,
@@ -91,21 +91,27 @@ def decode(body: bytes | str, content_type: str | None, inputs: Sequence[Tensor]
     """
     kind = canonical(media_type(content_type)[0]) if content_type else ""
     if kind not in IN:
-        came = f"content type {content_type!r} is not supported" if kind else "the request has no Content-Type"
-        raise Refused(415, f"{came}. Send one of {', '.join(IN)}, or read it in an input_fn.")
+        came = (
+            f"content type {(content_type or '')[:200]!r} is not supported"
+            if kind
+            else "the request has no Content-Type"
+        )
+        kinds = fitting.takes(inputs) if inputs else IN
+        raise Refused(415, f"{came}. Send one of {', '.join(kinds)}, or read it in an input_fn.")
     if why := missing(kind):
         raise Refused(415, f"{why}, or send {JSON}.")
     if kind in (JSON, JSON_LINES, CSV):
         content = text(body, content_type or kind) if isinstance(body, bytes) else body
+        booleans = kind != CSV and ("true" in content or "false" in content)
         if kind == JSON:
             value = arrays.read_json(content)
         else:
             value = arrays.read_csv(content, inputs) if kind == CSV else arrays.read_json_lines(content, inputs)
     else:
-        value = _read_binary(body.encode() if isinstance(body, str) else body, kind, inputs)
+        value, booleans = _read_binary(body.encode() if isinstance(body, str) else body, kind, inputs), False
     if not inputs:
         return arrays.untyped(value)
-    return typed(value, inputs, exact=kind in _EXACT)
+    return typed(value, inputs, exact=kind in _EXACT, booleans=booleans)
 
 
 def _read_binary(body: bytes, kind: str, inputs: Sequence[Tensor]) -> Any:

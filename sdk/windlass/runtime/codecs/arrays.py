@@ -10,7 +10,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from windlass.runtime.codecs.media import CSV, JSON, NPY, NPZ, OCTETS, Refused, Unwritable
@@ -26,6 +26,7 @@ MAX_UNPACKED_BYTES = 256 << 20
 
 _NPY_HEADER_BYTES = 10_000  # numpy's own limit: the header is a Python literal, and long ones are slow to parse
 _HUGE = re.compile(r"[0-9][eE]\+?[0-9]{3}|[0-9]{309}")
+_ROW = re.compile(r"at row (\d+), column (\d+)")
 _NPY_DTYPE = re.compile(r"[<>|=]?(b1|[iufc]\d{1,2}|U[1-9]\d{0,6})")
 
 # --- in
@@ -33,10 +34,12 @@ _NPY_DTYPE = re.compile(r"[<>|=]?(b1|[iufc]\d{1,2}|U[1-9]\d{0,6})")
 
 def read_json(body: str) -> Any:
     def refuse(constant: str) -> Any:
-        raise Refused(400, f"malformed JSON: {constant} is not a JSON value. Send null or leave it out.")
+        raise Refused(400, f"malformed JSON: {constant} is not a JSON value. Send it as {NPY}, {NPZ} or {CSV}.")
 
     try:
-        value = json.loads(body, parse_constant=refuse)
+        if not body or body.isspace():
+            raise Refused(400, "malformed JSON: the body is empty.")
+        value = json.loads(body, parse_constant=refuse, object_pairs_hook=_once)
         # Python reads 1e999 as an infinity, which JSON has not. It takes an exponent, or 309 digits.
         overflown = _HUGE.search(body) is not None and any(True for _ in _non_finite(value, ""))
     except RecursionError as error:
@@ -48,10 +51,20 @@ def read_json(body: str) -> Any:
     return value
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, whose names must differ: of two values for one, JSON does not say which counts (RFC 8259, 4)."""
+    named = dict(pairs)
+    if len(named) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise Refused(400, f"malformed JSON: {twice[:60]!r} comes twice in one object.")
+    return named
+
+
 def read_json_lines(body: str, inputs: Sequence[Tensor]) -> Any:
     """One record a line. With a signature, objects become one list for each input name."""
     records: list[Any] = []
-    for number, line in enumerate(body.splitlines(), 1):
+    for number, line in enumerate(body.split("\n"), 1):  # and at nothing else: a string may hold other ends of lines
         if line.strip():
             try:
                 records.append(read_json(line))
@@ -75,6 +88,7 @@ def read_csv(body: str, inputs: Sequence[Tensor]) -> Any:
     if len(inputs) > 1:
         names = ", ".join(tensor.name for tensor in inputs)
         raise Refused(415, f"CSV carries one array and this model has the inputs {names}. Send {JSON} or {NPZ}.")
+    body = body.removeprefix("\ufeff")  # with which Excel begins its "CSV UTF-8"
     if not body.strip():
         raise Refused(400, "malformed CSV: the body is empty.")
     if inputs and np.dtype(inputs[0].dtype).kind in "UO":
@@ -90,7 +104,12 @@ def read_csv(body: str, inputs: Sequence[Tensor]) -> Any:
     try:
         rows = np.loadtxt(io.StringIO(body), dtype=number, delimiter=",", ndmin=2, comments=None, quotechar='"')
     except (ValueError, OverflowError) as error:
-        raise Refused(400, f"malformed CSV: {error}") from error
+        # After the semicolon numpy tells programmers which of its arguments would help. It counts some rows from 0.
+        reason = first_line(error).partition("; use `")[0]
+        reason = _ROW.sub(lambda found: f"in row {int(found[1]) + 1}, column {found[2]}", reason)
+        raise Refused(400, f"malformed CSV: {reason}.") from error
+    if rows.dtype.kind == "f" and "inf" not in body.lower() and np.isinf(rows).any():
+        raise Refused(400, "malformed CSV: a number is larger than 64-bit floating point holds.")
     # Without a signature, shapes are those of numpy.genfromtxt, which the official toolkit uses: one row is one dimension.
     if not inputs:
         return np.squeeze(rows)
@@ -150,6 +169,8 @@ def read_npz(body: bytes) -> dict[str, NDArray[Any]]:
                 if left < 0:
                     raise Refused(413, f"the NPZ archive unpacks to more than {MAX_UNPACKED_BYTES} bytes.")
                 name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise Refused(400, f"malformed NPZ: {name[:60]!r} is in it twice.")
                 try:
                     arrays[name] = read_npy(unpacked)
                 except Refused as error:
@@ -221,8 +242,12 @@ def write_json(value: Any, **style: Any) -> bytes:
 
 def _why_not_json(value: Any, error: ValueError) -> str:
     try:
-        for path, bad in _non_finite(value, "the prediction"):
-            return f"{path} is {bad}, which JSON cannot hold. Return finite numbers, or accept {NPY}."
+        named = isinstance(value, Mapping)
+        outputs = ((f"output {name!r}", item) for name, item in value.items()) if named else [("the prediction", value)]
+        for output, item in outputs:
+            for path, bad in _non_finite(item, ""):
+                where = f"{output} is {bad}{f' at {path}' if path else ''}"
+                return f"{where}, which JSON cannot hold. Return finite numbers or None, or accept {NPZ if named else NPY}."
     except RecursionError:
         return "the prediction holds itself, so that JSON would never end."
     return f"the prediction cannot be written as JSON: {error}."
@@ -235,13 +260,22 @@ def write_json_lines(value: Any) -> bytes:
         lengths = {-1 if rows is None else len(rows) for rows in columns.values()}
         if len(lengths) == 1 and -1 not in lengths:
             count = lengths.pop()
-            return b"".join(
-                write_json({name: rows[index] for name, rows in columns.items() if rows is not None}) + b"\n"
-                for index in range(count)
+            return _lines(
+                {name: rows[index] for name, rows in columns.items() if rows is not None} for index in range(count)
             )
         return write_json(value) + b"\n"
     rows = _rows(value)
-    return b"".join(write_json(row) + b"\n" for row in ([value] if rows is None else rows))
+    return _lines([value] if rows is None else rows)
+
+
+def _lines(records: Iterable[Any]) -> bytes:
+    lines: list[bytes] = []
+    for record in records:
+        try:
+            lines.append(write_json(record) + b"\n")
+        except Unwritable as error:
+            raise Unwritable(f"in line {len(lines) + 1}: {error}") from error
+    return b"".join(lines)
 
 
 def _rows(value: Any) -> Sequence[Any] | None:

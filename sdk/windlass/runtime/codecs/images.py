@@ -34,14 +34,12 @@ def read(body: bytes, kind: str, inputs: Sequence[Tensor]) -> NDArray[Any]:
     if not inputs:
         return np.array(opened(body, kind).convert("RGB"))
     tensor, wanted = inputs[0], np.dtype(inputs[0].dtype)
-    inner = tensor.shape[-3:]
-    channels_first = len(inner) == 3 and inner[0] in _MODES and inner[2] not in _MODES
-    channels = inner[0 if channels_first else 2] if len(inner) == 3 else None
-    if len(tensor.shape) not in (3, 4) or channels not in _MODES or wanted.kind not in "uf":
+    channels, channels_first = layout(tensor)
+    if not channels:
         raise Refused(
             415, f"input {tensor.name!r} takes no pictures: {kind} gives numbers by height, width and channel."
         )
-    array = np.array(opened(body, kind).convert(_MODES[int(channels)]))
+    array = np.array(opened(body, kind).convert(_MODES[channels]))
     if array.ndim == 2:
         array = array[:, :, None]
     if channels_first:
@@ -51,6 +49,16 @@ def read(body: bytes, kind: str, inputs: Sequence[Tensor]) -> NDArray[Any]:
     if len(tensor.shape) == 4:
         array = array[None]
     return np.ascontiguousarray(array)
+
+
+def layout(tensor: Tensor) -> tuple[int, bool]:
+    """How many channels a picture has in the tensor, and whether they are its first dimension; 0: it takes none."""
+    inner = tensor.shape[-3:]
+    if len(tensor.shape) not in (3, 4) or not tensor.dtype.lstrip("<>=|").startswith(("u", "f")):
+        return 0, False
+    channels_first = inner[0] in _MODES and inner[2] not in _MODES
+    channels = inner[0 if channels_first else 2]
+    return (int(channels), channels_first) if channels in _MODES else (0, False)
 
 
 def opened(body: bytes, kind: str | None) -> Any:
@@ -89,6 +97,15 @@ def write(value: Any, kind: str) -> bytes:
     stream = io.BytesIO()
     picture.save(stream, _format(kind))
     return stream.getvalue()
+
+
+def writable(tensor: Tensor) -> bool:
+    """Whether an output can be one picture."""
+    shape, dtype = tensor.shape, tensor.dtype.lstrip("<>=|")
+    if len(shape) == 4 and (shape[0] == 1 or isinstance(shape[0], str)):
+        shape = shape[1:]
+    colours = len(shape) == 3 and (shape[0] in _MODES or shape[2] in _MODES)
+    return (len(shape) == 2 or colours) and (dtype in ("uint8", "u1") or dtype.startswith("f"))
 
 
 def _pixels(value: Any, kind: str) -> NDArray[np.uint8]:

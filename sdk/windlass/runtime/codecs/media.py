@@ -79,6 +79,7 @@ def _ranges(header: str) -> tuple[tuple[str, float], ...]:
     return tuple(ranges)
 
 
+@lru_cache(maxsize=256)
 def accepted(header: str) -> tuple[str, ...]:
     """The media ranges of an Accept header, the most wanted first, without those at ``q=0``."""
     return tuple(kind for kind, weight in sorted(_ranges(header), key=lambda pair: -pair[1]) if weight)
@@ -109,7 +110,7 @@ def negotiate(header: str, offered: tuple[str, ...]) -> tuple[str, ...]:
         if best and best[1]:
             found.append((-best[1], best[2], place, best[3]))
     if not found:
-        raise Refused(406, f"cannot answer as {header!r}. This model answers as: {', '.join(offered)}.")
+        raise Refused(406, f"cannot answer as {header[:200]!r}. This model answers as: {', '.join(offered)}.")
     return tuple(kind for *_, kind in sorted(found))
 
 
@@ -123,6 +124,8 @@ def text(body: bytes, content_type: str) -> str:
     try:
         return body.decode(charset)
     except UnicodeDecodeError as error:
-        raise Refused(400, f"the {kind} body is not {charset}: {error.reason} at byte {error.start}.") from error
+        packed = " It begins as gzip does: say Content-Encoding: gzip." if body.startswith(b"\x1f\x8b") else ""
+        reason = f"the {kind} body is not {charset}: {error.reason} at byte {error.start}.{packed}"
+        raise Refused(400, reason) from error
     except (LookupError, ValueError) as error:
-        raise Refused(415, f"unknown charset {charset!r}. Send utf-8.") from error
+        raise Refused(415, f"unknown charset {charset[:60]!r}. Send utf-8.") from error

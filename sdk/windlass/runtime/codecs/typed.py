@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from windlass.artifact import Tensor
 
 
-def typed(value: Any, inputs: Sequence[Tensor], *, exact: bool) -> Any:
+def typed(value: Any, inputs: Sequence[Tensor], *, exact: bool, booleans: bool = False) -> Any:
     """The arrays that the signature promises the model: one, or several by name.
 
     Args:
         value: an array or nested lists for a model with one input; or those by input name.
         exact: the values came with dtypes of their own (NPY, Arrow), so that these decide; in JSON and CSV the numbers do.
+
+        booleans: nested lists may hold some among the numbers, where NumPy would take them for 0 and 1. To look takes time.
 
     Raises:
         Refused: 400, with the input, what came and what was expected.
@@ -47,7 +49,10 @@ def typed(value: Any, inputs: Sequence[Tensor], *, exact: bool) -> Any:
             raise Refused(
                 400, f"input {tensor.name!r} is missing. Came: {came}. Expected: {', '.join(map(repr, known))}."
             )
-        arrays[tensor.name] = _conform(tensor, by_name[tensor.name], sizes, exact=exact)
+        item = by_name[tensor.name]
+        arrays[tensor.name] = _conform(tensor, item, sizes, exact=exact)
+        if booleans and isinstance(item, list | tuple):
+            _refuse_booleans(tensor, item)
     return arrays[inputs[0].name] if len(inputs) == 1 else arrays
 
 
@@ -87,6 +92,21 @@ def _conform(tensor: Tensor, value: Any, sizes: dict[str, tuple[int, str]], *, e
     if array.dtype.kind not in _READ_AS.get(wanted.kind, ""):
         raise Refused(400, f"{here}: {_came(value, array)}, {wanted} is expected.")
     return _cast(here, array, wanted)
+
+
+def _refuse_booleans(tensor: Tensor, value: Any) -> None:
+    """Booleans among numbers, which have become numbers in the array."""
+    import numpy as np
+
+    wanted = np.dtype(tensor.dtype)
+    if wanted.kind in "iufc":
+        for where in itertools.product(*map(range, np.shape(value))):
+            item = value
+            for index in where:
+                item = item[index]
+            if isinstance(item, bool):
+                text = json.dumps(item)
+                raise Refused(400, f"input {tensor.name!r}: {text} came{_position(where)}, {wanted} is expected.")
 
 
 def _check_shape(tensor: Tensor, array: NDArray[Any], sizes: dict[str, tuple[int, str]]) -> None:
