@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-FOREIGN := $(foreach name,awscli sagemaker toolkits generators cdk,$(VENV)/foreign/$(name)/.installed)
+FOREIGN := $(foreach name,awscli sagemaker toolkits generators models cdk,$(VENV)/foreign/$(name)/.installed)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[serve,formats,telemetry,local,tune,infra,dev]'
 	@touch $@
 
-foreign: $(FOREIGN) ## Install the AWS CLI, the CDK CLI, the official SageMaker SDK and AWS's inference toolkits, which some tests run
+foreign: $(FOREIGN) ## Install the AWS CLI, the CDK CLI, the official SageMaker SDK, AWS's inference toolkits and a real model, which some tests need
 
 # Each in an environment of its own, as their dependencies would fight with ours. Some see the packages of .venv as well (torch,
 # for one), after their own.

@@ -38,7 +38,7 @@ class Row:
         what: what was measured.
         ours, peer: the two measurements, in `unit`.
         peer_name: what `peer` is.
-        bound: what the ratio ours / peer must keep: ``<= 0.15`` or ``>= 2``.
+        bound: what the ratio ours / peer must keep: ``<= 0.15`` or ``>= 2``; ``none``: it is there to be read.
     """
 
     what: str
@@ -49,7 +49,7 @@ class Row:
     bound: str
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"(<=|>=) \d+(\.\d+)?", self.bound):
+        if not re.fullmatch(r"(<=|>=) \d+(\.\d+)?|none", self.bound):
             raise ValueError(f"Bound {self.bound!r} of {self.what!r}: write '<= 0.15' or '>= 2'")
         if not self.peer > 0:
             raise ValueError(f"{self.what}: the peer {self.peer_name!r} measured {self.peer}; there is no ratio to it")
@@ -60,6 +60,8 @@ class Row:
 
     @property
     def holds(self) -> bool:
+        if self.bound == "none":
+            return True
         relation, limit = self.bound.split()
         return self.ratio <= float(limit) if relation == "<=" else self.ratio >= float(limit)
 
@@ -155,7 +157,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{row['peer']:.3g} {row['unit']} ({row['peer_name']})",
             f"{row['ratio']:.3g}",
             row["bound"],
-            "[green]yes[/]" if row["holds"] else "[red]NO[/]",
+            "-" if row["bound"] == "none" else "[green]yes[/]" if row["holds"] else "[red]NO[/]",
         )
     # A pipe has no width of its own, and 80 columns would cut the table.
     console = Console(width=None if sys.stdout.isatty() else 160)

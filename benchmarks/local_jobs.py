@@ -33,7 +33,8 @@ TRUST = {
         {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"},
     ],
 }
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.005
+"""Much less than a job takes: a step of 20 ms made a job that took 2 ms longer look as if it took a quarter more."""
 
 
 class Client:

@@ -5,6 +5,7 @@ with Wire("127.0.0.1", 5000) as wire:
     ...
     wire.sent                        # bytes from clients to the server, headers and all
     wire.cut_after(10 << 20)         # the connections break after that many more, until wire.mend()
+    wire.passed(10 << 20).wait()     # that many more have gone through
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Wire:
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
         self._left: int | None = None
+        self._awaited: list[tuple[int, threading.Event]] = []
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closing = False
@@ -45,6 +47,13 @@ class Wire:
 
     def cut_after(self, size: int) -> None:
         self._left = size
+
+    def passed(self, size: int) -> threading.Event:
+        """Is set once that many more bytes were sent."""
+        event = threading.Event()
+        with self._lock:
+            self._awaited.append((self.sent + size, event))
+        return event
 
     def mend(self) -> None:
         self._left = None
@@ -83,4 +92,7 @@ class Wire:
                 if self._left < 0:
                     return False
             self.sent += size
+            for at, event in self._awaited:
+                if self.sent >= at:
+                    event.set()
             return True

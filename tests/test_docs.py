@@ -1,8 +1,9 @@
 """What the documents tell users to type, typed.
 
 Every ```bash, ```console and ```python block of README.md and docs/*.md runs, from the first to the last of a document, in one
-new folder and one fresh local cloud with the foundation in it, as a reader works through it. In a console block, the lines
-after `$ ` run. Comments on the line above a block steer this, and Markdown does not show them:
+new folder, which has the repository's templates/, and one fresh local cloud with the foundation in it, as a reader works
+through it. In a console block, the lines after `$ ` run. Comments on the line above a block steer this, and Markdown does not
+show them:
 
     <!-- no-test: needs an AWS account -->      this block is left out, and why
     <!-- files: templates/image-classifier -->  what that folder of the repository holds is copied into the reader's first
@@ -63,6 +64,7 @@ def test_every_block_of_the_documents_runs(document: Path, tmp_path: Path) -> No
     tested = [block for block in blocks(document.read_text(encoding="utf-8")) if block.runs]
     if not tested:
         return
+    (tmp_path / "templates").symlink_to(ROOT / "templates")  # a reader is in a checkout
     script = "set -euo pipefail\n"
     for block in tested:
         if block.directive == "files":

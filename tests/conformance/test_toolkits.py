@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from tests.unit.runtime.serving import Server
+from tests.unit.runtime.word_tokenizer import save_tokenizer
 from windlass import artifact
 from windlass.optimize.export import export
 from windlass.runtime.hooks import Handler, Invocation
@@ -268,15 +269,9 @@ def test_errors_have_the_same_status(tmp_path: Path, ours: Serve) -> None:
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text classifier with random weights."""
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     folder = tmp_path_factory.mktemp("classifier") / "model"
-    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "good", "bad", "film"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "good", "bad", "film"]
+    save_tokenizer(folder, words)
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(words),

@@ -28,6 +28,7 @@ def row(ours: float, peer: float, bound: str) -> Row:
         (19.0, 10.0, ">= 2", False),
         (float("nan"), 10.0, "<= 2", False),
         (float("nan"), 10.0, ">= 2", False),
+        (30.0, 10.0, "none", True),
     ],
 )
 def test_a_bound_decides_the_exit_code(ours: float, peer: float, bound: str, holds: bool) -> None:
