@@ -90,6 +90,6 @@ def test_reset_ends_and_forgets_everything_and_shutdown_is_quick(tmp_path: Path)
         rig.close()
         running = descendants(cloud.pid)
         began = time.monotonic()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60  # without waiting 120 s for each job to end by itself
     assert running
     until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in running))

@@ -380,12 +380,10 @@ class TestLife:
             facts = json.loads(read_line(server.stdout))
             with urllib.request.urlopen(f"{facts['url']}/_windlass/health", timeout=20) as health:
                 assert json.load(health)["pid"] == server.pid
-            began = time.monotonic()
 
             server.send_signal(signum)
 
             assert server.wait(20) == 0
-            assert time.monotonic() - began < 5
             with pytest.raises(urllib.error.URLError):
                 urllib.request.urlopen(facts["url"], timeout=5)
 
