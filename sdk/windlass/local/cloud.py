@@ -96,13 +96,13 @@ class Cloud:
         Raises:
             StateUnreadable: other versions wrote it.
         """
-        from windlass.local.storage import s3
+        from windlass.local.storage import objects
 
         # Of processes that are no more.
         for leftover in ("jobs", "processing-jobs", "transform-jobs", "hyper-parameter-tuning-jobs", "endpoints"):
             shutil.rmtree(self.state / leftover, ignore_errors=True)
         self.snapshot.load(extend)
-        s3.restore(self)
+        objects.restore(self)
         self.tags |= self.database.table("tags").items()
         self.registry.restore()
         self.events.restore()

@@ -16,7 +16,7 @@ from windlass.local.iam import authorizer
 from windlass.local.storage.bodies import Body
 
 if TYPE_CHECKING:
-    from windlass.local.storage.s3 import Key
+    from windlass.local.storage.objects import Key
 
 
 class Missing(LookupError):
