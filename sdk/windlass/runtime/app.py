@@ -26,13 +26,14 @@ from urllib.parse import quote
 from windlass.runtime import codecs, models
 from windlass.runtime.connections import INVOCATIONS, answered_at_once
 from windlass.runtime.hooks import CUSTOM_ATTRIBUTES, INFERENCE_ID, REQUEST_ID, Reply
+from windlass.runtime.jobs import Answer, Busy, Failed, Headers, Job, Stream
 from windlass.runtime.log import Log
 from windlass.runtime.measures import Measure
 from windlass.runtime.metrics import Metrics
 from windlass.runtime.models import Models
 from windlass.runtime.settings import Settings
 from windlass.runtime.telemetry import Invoked, Recorder
-from windlass.runtime.workers import Answer, Busy, Failed, Headers, Job, Pool, Stream
+from windlass.runtime.workers import Pool
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -17,7 +17,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from windlass.runtime.workers import Answer, Busy, Failed, Job, Pool, Stream
+from windlass.runtime.jobs import Answer, Busy, Failed, Job, Stream
+from windlass.runtime.workers import Pool
 
 TIMEOUT, MAX_BATCH, FOREVER = 60.0, 4, 1e9
 CHUNK = bytes((1 << 20) + 1)  # more than waits for a reader
