@@ -38,14 +38,9 @@ from windlass.runtime.measures import Measure
 from windlass.runtime.processes import Owner, Process
 
 _TICK_SECONDS = 0.05
-_RESTART_SECONDS = (
-    0.0,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    30.0,
-)  # before the first, second, ... attempt to replace what does not load
+# Before the first, second, ... attempt to replace what does not load.
+_RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+
 # After so much of a batch's expected time, less that many seconds, its worker is given the next. Batches end early, too, and a
 # batch takes that long on its way there and back.
 _AHEAD_SHARE, _AHEAD_SECONDS = 0.9, 0.001
