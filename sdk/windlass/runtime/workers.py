@@ -362,7 +362,7 @@ class Pool:
         Not much before: what comes meanwhile may make a better batch. And not where another process may be free earlier.
         """
         run.begin(now)
-        if not self._hands_ahead or run.alone or self._batches_itself:
+        if not self._hands_ahead or run.alone or self._batches_itself or worker.killed:
             return
         left = self._batcher.expected_seconds(run.batch) * _AHEAD_SHARE - _AHEAD_SECONDS if run.batch else 0.0
         if left > 0:
@@ -423,10 +423,8 @@ class Pool:
             # With the way there and back, which small batches pay more often than large ones.
             self._batcher.observe(run.batch, now - run.started)
         self._forget(run)
-        if run.alone:
-            self._idle.extend([worker] * worker.lanes)
-        elif not run.released:
-            self._idle.append(worker)
+        if not worker.killed and not run.released:
+            self._idle.extend([worker] * (worker.lanes if run.alone else 1))
         if worker.ahead:
             ahead = worker.ahead.popleft()
             self._forget(ahead)
@@ -549,11 +547,20 @@ class Pool:
         for worker in self._all:
             worker.stop_what_nobody_waits_for()
             if not worker.killed and self._hangs(worker, now):
-                worker.killed = True
+                self._retire(worker)
                 worker.process.kill()  # lost() follows
             elif worker.process.poll() is not None and not worker.process.ended:
                 worker.process.close()  # a process of the user's keeps its socket open
         self._ticking = self._loop.call_later(_TICK_SECONDS, self._tick)
+
+    def _retire(self, worker: _Worker) -> None:
+        """It is about to be killed, and is given nothing more: that would be taken for what killed it."""
+        worker.killed = True
+        self._idle = [other for other in self._idle if other is not worker]
+        for run in worker.runs.values():
+            if run.begun:
+                self._forget(run)
+                run.released, run.releasing = False, None
 
     def _hangs(self, worker: _Worker, now: float) -> bool:
         hung = worker.hung(now - self._timeout)

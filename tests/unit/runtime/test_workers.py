@@ -195,6 +195,7 @@ class PoolMachine(RuleBasedStateMachine):
             if process not in self.buried:
                 self.buried.append(process)
                 self.died.update(body for number in process.begun for body in process.runs[number])
+                self.seen.update((process.pid, number) for number in process.runs)  # some perhaps in this very turn
         for process in self.starter.processes:
             for number, bodies in process.runs.items():
                 if (process.pid, number) not in self.seen:
@@ -466,6 +467,22 @@ def test_a_stream_waits_for_its_reader_and_is_not_taken_for_hung(own: int) -> No
 
     machine.passes(TIMEOUT + 1)
     assert process.state == "dead"
+    machine.teardown()
+
+
+def test_a_process_that_is_killed_is_given_nothing_more() -> None:
+    machine = PoolMachine()
+    machine.make("thread", workers=2, queue_size=3, batches=False, own=1, delay=0.0)
+    machine.ask([FOREVER])
+
+    machine.loop.now += TIMEOUT + 1
+    machine.ask([FOREVER])  # in the turn in which the first is taken for hung
+
+    machine.passes(1.0)
+    machine.loads(0)
+    (process,) = machine.starter.those("ready")
+    assert list(process.runs.values()) == [[b"000001"]]
+    assert not machine.jobs[b"000001"].alone
     machine.teardown()
 
 
