@@ -67,6 +67,7 @@ def padded(tokenizer, model, texts):
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(batches),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
     )
     outputs = [
         np.concatenate([compiled(batch)[0].ravel() for batch in batches])

@@ -234,7 +234,7 @@ def test_a_stream_is_closed_by_another_thread_than_the_one_that_waits(service: S
 def test_a_stream_that_breaks_off_says_so_after_what_came(
     service: Service, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, then: str, kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr(aws, "_RUNTIME_CONFIG", aws._RUNTIME_CONFIG.merge(Config(read_timeout=0.3)))
+    monkeypatch.setattr(aws, "_RUNTIME_CONFIG", aws._RUNTIME_CONFIG.merge(Config(read_timeout=1.5)))
     stream = predictor.stream({"chunks": 2, "then": then})
     came = []
 
@@ -253,11 +253,19 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_for_a_chunk_hangs_up(
 ) -> None:
     came = []
 
+    async def read(both: asyncio.Event) -> None:
+        async for chunk in predictor.aio.stream({"chunks": 2, "then": "wait"}):
+            came.append(chunk)
+            if len(came) == 2:
+                both.set()
+
     async def ask() -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.3):
-                async for chunk in predictor.aio.stream({"chunks": 2, "then": "wait"}):
-                    came.append(chunk)  # noqa: PERF401 - what came before the end counts
+        both = asyncio.Event()
+        reading = asyncio.create_task(read(both))
+        await both.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
 
     asyncio.run(ask())
 
