@@ -28,6 +28,9 @@ from windlass.runtime import wire
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 _BUFFER_BYTES = 1 << 20
 
+UNKNOWN = 255
+"""The exit code of a process whose end was another's to see; asyncio says the same."""
+
 
 class Owner(Protocol):
     """What hears from a process."""
@@ -84,6 +87,9 @@ class Process(asyncio.Protocol):
                 pid, status = os.waitpid(self.pid, options)
             except ChildProcessError:
                 # What forked it has not ended yet, so it is not ours yet: see above. That is a matter of microseconds.
+                if not _exists(self.pid):  # or has seen to it: how it ended nobody else will hear
+                    self._code = UNKNOWN
+                    return
                 if options & os.WNOHANG:
                     return
                 time.sleep(0)
@@ -172,6 +178,15 @@ def _pair() -> tuple[socket.socket, socket.socket]:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     ours.setblocking(False)
     return ours, theirs
+
+
+def _exists(pid: int) -> bool:
+    """Also when it has ended and nobody has seen to it yet."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _become_subreaper() -> bool:

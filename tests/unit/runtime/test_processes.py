@@ -13,6 +13,19 @@ import pytest
 from windlass.runtime import processes
 from windlass.runtime.processes import Process
 
+# Forks one that does nothing, and ends when it is told to.
+BETWEEN = """
+import os, signal, sys
+child = os.fork()
+if not child:
+    signal.pause()
+print(child, flush=True)
+sys.stdin.read()
+if {reaps}:
+    os.waitpid(child, 0)
+os._exit(0)
+"""
+
 
 class Owner:
     def received(self, message: Any) -> None:
@@ -23,10 +36,12 @@ class Owner:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives orphans to whom it is told to")
-def test_a_fork_whose_parent_has_not_ended_yet_is_not_ours_yet() -> None:
+@pytest.mark.parametrize(("reaps", "code"), [(False, -9), (True, processes.UNKNOWN)])
+def test_a_fork_is_ours_when_its_parent_has_ended_or_nobody_s(reaps: bool, code: int) -> None:
     assert processes._become_subreaper()
-    script = "sleep 1000 & echo $!; read line"
-    between = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    between = subprocess.Popen(
+        [sys.executable, "-c", BETWEEN.format(reaps=reaps)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert between.stdin
         assert between.stdout
@@ -37,8 +52,8 @@ def test_a_fork_whose_parent_has_not_ended_yet_is_not_ours_yet() -> None:
 
             process.kill()
             between.communicate("")
-            assert process.wait() == -9
-            assert process.poll() == -9
+            assert process.wait() == code
+            assert process.poll() == code
     finally:
         between.kill()
         between.wait()
