@@ -56,7 +56,8 @@ def pack_encoder(
         dest: absent or empty; it appears whole or not at all.
         source: ``config.json``, ``model.safetensors`` (or its shards) and ``tokenizer.json``; see the table above.
         engine: what will run it; by default OpenVINO for int8, else ONNX Runtime. OpenVINO computes in bfloat16 what is not
-            int8 where the processor has matrix units for that (AMX); there floats are faster than int8, elsewhere int8 is.
+            int8 where the processor has matrix units for that (AMX). Int8 is the faster one where a processor has VNNI and
+            no such units; floats are elsewhere.
         calibration: some hundred texts like those that will come; with them all but attention is quantised to int8 (weights
             by channel, activations by what these texts show), which is for OpenVINO.
         min_correlation: of int8's outputs with float32's over these texts; below it nothing is written.
