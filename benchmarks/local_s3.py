@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import mmap
 import os
 import re
 import socket
@@ -42,7 +41,7 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config
 
-from benchmarks.harness import Row, compare, main
+from benchmarks.harness import Row, compare, main, touch_memory
 from windlass.local import LocalCloud
 
 PART = 8 << 20
@@ -290,14 +289,6 @@ def plain_moto() -> Iterator[str]:
             sys.exit("moto's server did not start")
         finally:
             process.terminate()
-
-
-def touch_memory(size: int) -> None:
-    """Take that much memory from the hypervisor, in large pages as caches of files have them, and leave it free."""
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        for start in range(0, size, mmap.PAGESIZE):
-            memory[start] = 1
 
 
 def peak_memory(pid: int) -> float:
