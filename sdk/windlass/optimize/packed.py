@@ -81,7 +81,7 @@ def pack_encoder(
         shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
         if (source / "README.md").is_file():
             shutil.copyfile(source / "README.md", folder / "README.md")
-        onnx.save_model(_graph(onnx, encoder, source, where), folder / "model.onnx")
+        onnx.save_model(_graph(onnx, encoder, engine, source, where), folder / "model.onnx")
         packed = {
             "tokens": encoder.tokens,
             "pooling": encoder.pooling,
@@ -208,11 +208,14 @@ def _tokens(folder: Path, most: int, where: str) -> int:
 # ---------------------------------------------------------------------------------------------------------------- the graph
 
 
-def _graph(onnx: Any, encoder: _Encoder, source: Path, where: str) -> Any:
+def _graph(onnx: Any, encoder: _Encoder, engine: str, source: Path, where: str) -> Any:
     """The encoder for packed texts. `x` below is [token, hidden] throughout, but for attention's rows."""
     import numpy as np
 
     helper, hidden, heads = onnx.helper, encoder.hidden, encoder.heads
+    # For OpenVINO query, key and value are one product: with heads first, to take them apart moves nothing, and each node costs
+    # some of every run with other shapes than the one before. To ONNX Runtime the wider rows cost more than that saves.
+    heads_first = engine == "openvino"
     nodes: list[Any] = []
     constants: list[Any] = []
     found = Weights(source)
@@ -232,19 +235,50 @@ def _graph(onnx: Any, encoder: _Encoder, source: Path, where: str) -> Any:
         nodes.append(helper.make_node(kind, inputs, [output, *others], name=output, **attributes))
         return output
 
-    def linear(x: str, name: str, output: str, scale: float = 1.0) -> str:
-        matrix, bias = weight(f"{name}.weight").T * scale, weight(f"{name}.bias") * scale
-        product = node("MatMul", [x, constant(f"{output}.w", matrix.astype(np.float32))], f"{output}.product")
+    def linear(x: str, matrix: Any, bias: Any, output: str) -> str:
+        product = node("MatMul", [x, constant(f"{output}.w", matrix.T.astype(np.float32))], f"{output}.product")
         return node("Add", [product, constant(f"{output}.b", bias.astype(np.float32))], output)
+
+    def dense(x: str, name: str, output: str) -> str:
+        return linear(x, weight(f"{name}.weight"), weight(f"{name}.bias"), output)
 
     def norm(x: str, name: str, output: str) -> str:
         parts = [constant(f"{name}.{part}", weight(f"{name}.{part}")) for part in ("weight", "bias")]
         return node("LayerNormalization", [x, *parts], output, axis=-1, epsilon=encoder.epsilon)
 
-    def by_head(x: str, output: str, order: Sequence[int]) -> str:
-        return node("Transpose", [node("Reshape", [x, split], f"{output}.heads")], output, perm=order)
+    def projected(x: str, layer: str, parts: Sequence[str], output: str) -> str:
+        """Products with the matrices of some of attention's parts, side by side."""
+        names = {part: f"{layer}.attention.self.{part}" for part in parts}
+        matrix, bias = (
+            np.concatenate([weight(f"{names[part]}.{what}") * scales[part] for part in parts])
+            for what in ("weight", "bias")
+        )
+        return linear(x, matrix, bias, output)
 
-    split = constant("heads", np.array([0, 0, heads, hidden // heads]))
+    def by_head(x: str, output: str, order: Sequence[int]) -> str:
+        """In attention's rows: [row, place, head, size], transposed."""
+        cells = node("Gather", [x, "cells"], f"{output}.rows")
+        return node("Transpose", [node("Reshape", [cells, split], f"{output}.heads")], output, perm=order)
+
+    def by_token(x: str, output: str, order: Sequence[int]) -> str:
+        rows = node("Reshape", [node("Transpose", [x], f"{output}.rows", perm=order), flat], f"{output}.cells")
+        return node("Gather", [rows, "places"], output)
+
+    def attended(x: str, layer: str) -> str:
+        query, key, value = (f"{layer}.{part}" for part in scales)
+        if heads_first:
+            rows = by_head(projected(x, layer, list(scales), f"{layer}.flat"), f"{layer}.by_head", [2, 0, 1, 3])
+            node("Split", [rows], query, [key, value], axis=0, num_outputs=3)
+            key = node("Transpose", [key], f"{key}.across", perm=[0, 1, 3, 2])
+        else:
+            for part, order in ("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3]):
+                by_head(projected(x, layer, [part], f"{layer}.{part}.flat"), f"{layer}.{part}", order)
+        masked = node("Add", [node("MatMul", [query, key], f"{layer}.scores"), mask], f"{layer}.masked")
+        share = node("Softmax", [masked], f"{layer}.share", axis=-1)
+        seen = node("MatMul", [share, value], f"{layer}.seen")
+        return by_token(seen, f"{layer}.attended", [1, 2, 0, 3] if heads_first else [0, 2, 1, 3])
+
+    split = constant("heads", np.array([0, 0, -1, hidden // heads]))
     flat = constant("flat", np.array([-1, hidden]))
     words = constant("words", weight("embeddings.word_embeddings.weight"))
     # There is one kind of token, so its embedding is part of the position's.
@@ -252,41 +286,32 @@ def _graph(onnx: Any, encoder: _Encoder, source: Path, where: str) -> Any:
     table = constant("table", weight("embeddings.position_embeddings.weight")[: encoder.tokens] + kind)
     embedded = [node("Gather", [words, "tokens"], "word"), node("Gather", [table, "positions"], "place")]
     x = norm(node("Add", embedded, "embedded"), "embeddings.LayerNorm", "embedded.normed")
-    sides = [node("Unsqueeze", ["texts", constant(f"axis{at}", np.array([1, at]))], f"texts{at}") for at in (2, 3)]
+    axis = 0 if heads_first else 1
+    sides = [node("Unsqueeze", ["texts", constant(f"axes{at}", np.array([axis, at]))], f"texts{at}") for at in (2, 3)]
     limits = [constant("near", np.float32(0)), constant("far", np.float32(_FAR))]
-    mask = node("Where", [node("Equal", sides, "same"), *limits], "mask")  # [row, 1, place, place]
+    mask = node("Where", [node("Equal", sides, "same"), *limits], "mask")  # [row, place, place], and 1 for the heads
     scales = {"query": (hidden // heads) ** -0.5, "key": 1.0, "value": 1.0}
     activate, how = _ACTIVATIONS[encoder.activation]
     for index in range(encoder.layers):
         layer = f"encoder.layer.{index}"
-        # Three products: one for all three would have to be cut apart, which costs more than it saves.
-        query, key, value = (
-            node(
-                "Gather",
-                [linear(x, f"{layer}.attention.self.{part}", f"{layer}.{part}.flat", scale), "cells"],
-                f"{layer}.{part}",
-            )
-            for part, scale in scales.items()
-        )
-        query, value = (by_head(part, f"{part}.by_head", [0, 2, 1, 3]) for part in (query, value))
-        product = node("MatMul", [query, by_head(key, f"{key}.by_head", [0, 2, 3, 1])], f"{layer}.scores")
-        share = node("Softmax", [node("Add", [product, mask], f"{layer}.masked")], f"{layer}.share", axis=-1)
-        seen = node("Transpose", [node("MatMul", [share, value], f"{layer}.seen")], f"{layer}.t", perm=[0, 2, 1, 3])
-        attended = node("Gather", [node("Reshape", [seen, flat], f"{layer}.flat"), "places"], f"{layer}.attended")
+        seen = attended(x, layer)
         if encoder.pooling == "first" and index == encoder.layers - 1:
             # Nobody asks for the other tokens from here on: three quarters of the last layer are saved.
-            attended, x = (node("MatMul", ["shares", each], f"{each}.pooled") for each in (attended, x))
+            seen, x = (node("MatMul", ["shares", each], f"{each}.pooled") for each in (seen, x))
         name = f"{layer}.attention.output"
-        projected = linear(attended, f"{name}.dense", f"{name}.projected")
-        x = norm(node("Add", [projected, x], f"{name}.sum"), f"{name}.LayerNorm", f"{name}.normed")
-        wide = linear(x, f"{layer}.intermediate.dense", f"{layer}.wide")
-        narrow = linear(node(activate, [wide], f"{layer}.active", **how), f"{layer}.output.dense", f"{layer}.narrow")
+        x = norm(
+            node("Add", [dense(seen, f"{name}.dense", f"{name}.projected"), x], f"{name}.sum"),
+            f"{name}.LayerNorm",
+            f"{name}.normed",
+        )
+        wide = dense(x, f"{layer}.intermediate.dense", f"{layer}.wide")
+        narrow = dense(node(activate, [wide], f"{layer}.active", **how), f"{layer}.output.dense", f"{layer}.narrow")
         x = norm(node("Add", [narrow, x], f"{layer}.sum"), f"{layer}.output.LayerNorm", f"{layer}.normed")
     if encoder.pooling == "mean":
         x = node("MatMul", ["shares", x], f"{x}.pooled")
     if encoder.labels:
-        x = node("Tanh", [linear(x, "pooler.dense", "pooler")], "pooler.active")
-        linear(x, "classifier", encoder.output)
+        x = node("Tanh", [dense(x, "pooler.dense", "pooler")], "pooler.active")
+        dense(x, "classifier", encoder.output)
     elif encoder.normal:
         # As torch.nn.functional.normalize: a vector of zeros stays one.
         size = node("ReduceL2", [x, constant("last", np.array([-1]))], "size", keepdims=1)
