@@ -273,10 +273,33 @@ def _graph(onnx: Any, encoder: _Encoder, engine: str, source: Path, where: str) 
         else:
             for part, order in ("query", [0, 2, 1, 3]), ("key", [0, 2, 3, 1]), ("value", [0, 2, 1, 3]):
                 by_head(projected(x, layer, [part], f"{layer}.{part}.flat"), f"{layer}.{part}", order)
-        masked = node("Add", [node("MatMul", [query, key], f"{layer}.scores"), mask], f"{layer}.masked")
-        share = node("Softmax", [masked], f"{layer}.share", axis=-1)
-        seen = node("MatMul", [share, value], f"{layer}.seen")
+        seen = weighted(query, key, value, mask, layer)
         return by_token(seen, f"{layer}.attended", [1, 2, 0, 3] if heads_first else [0, 2, 1, 3])
+
+    def attended_by_first(first: str, x: str, layer: str) -> str:
+        """What the first token of each text sees in it, [text, hidden]: all others' shares, and all rows, are saved."""
+        one = constant("head", np.array([0, -1, hidden // heads]))
+
+        def tokens_by_head(x: str, output: str) -> str:
+            return node("Transpose", [node("Reshape", [x, one], f"{output}.heads")], output, perm=[1, 0, 2])
+
+        query, key, value = (f"{layer}.{part}" for part in scales)
+        tokens_by_head(projected(first, layer, ["query"], f"{query}.flat"), query)
+        pair = tokens_by_head(projected(x, layer, ["key", "value"], f"{layer}.flat"), f"{layer}.by_head")
+        node("Split", [pair], key, [value], axis=0, num_outputs=2)
+        across = node("Transpose", [key], f"{key}.across", perm=[0, 2, 1])
+        numbers = node("Gather", ["owners", "firsts"], "numbers")
+        sides = [
+            node("Unsqueeze", [of, constant(f"{of}.axis", np.array([axis]))], f"{of}.side")
+            for of, axis in ((numbers, 1), ("owners", 0))
+        ]
+        own = node("Where", [node("Equal", sides, "own"), *limits], "own.mask")  # [text, token]
+        seen = weighted(query, across, value, own, layer)
+        return node("Reshape", [node("Transpose", [seen], f"{layer}.t", perm=[1, 0, 2]), flat], f"{layer}.attended")
+
+    def weighted(query: str, key: str, value: str, mask: str, layer: str) -> str:
+        masked = node("Add", [node("MatMul", [query, key], f"{layer}.scores"), mask], f"{layer}.masked")
+        return node("MatMul", [node("Softmax", [masked], f"{layer}.share", axis=-1), value], f"{layer}.seen")
 
     split = constant("heads", np.array([0, 0, -1, hidden // heads]))
     flat = constant("flat", np.array([-1, hidden]))
@@ -294,10 +317,12 @@ def _graph(onnx: Any, encoder: _Encoder, engine: str, source: Path, where: str) 
     activate, how = _ACTIVATIONS[encoder.activation]
     for index in range(encoder.layers):
         layer = f"encoder.layer.{index}"
-        seen = attended(x, layer)
         if encoder.pooling == "first" and index == encoder.layers - 1:
-            # Nobody asks for the other tokens from here on: three quarters of the last layer are saved.
-            seen, x = (node("MatMul", ["shares", each], f"{each}.pooled") for each in (seen, x))
+            # Nobody asks for the other tokens from here on: most of the last layer is saved.
+            first = node("Gather", [x, "firsts"], "first")
+            seen, x = attended_by_first(first, x, layer), first
+        else:
+            seen = attended(x, layer)
         name = f"{layer}.attention.output"
         x = norm(
             node("Add", [dense(seen, f"{name}.dense", f"{name}.projected"), x], f"{name}.sum"),
@@ -326,8 +351,11 @@ def _graph(onnx: Any, encoder: _Encoder, engine: str, source: Path, where: str) 
     inputs = [
         *(tensor(name, whole, ["token"]) for name in ("tokens", "positions", "places")),
         *(tensor(name, whole, ["row", "place"]) for name in ("cells", "texts")),
-        tensor("shares", fraction, ["text", "token"]),
     ]
+    if encoder.pooling == "mean":
+        inputs += [tensor("shares", fraction, ["text", "token"])]
+    else:
+        inputs += [tensor("firsts", whole, ["text"]), tensor("owners", whole, ["token"])]
     outputs = [tensor(encoder.output, fraction, ["text", encoder.size])]
     graph = helper.make_graph(nodes, "encoder", inputs, outputs, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
@@ -348,6 +376,7 @@ def _int8(openvino: Any, plain: Any, encoder: _Encoder, tokenizer: Any, texts: S
     ids = [each.ids for each in tokenizer.encode_batch(list(texts))]
     batches = [pack(ids[at : at + _ALONG], encoder.pooling) for at in range(0, len(ids), _ALONG)]
     heads = ["pooler.product", "logits.product"] if encoder.labels else []
+    pooled = [r".*\.pooled"] if encoder.pooling == "mean" else []
     small = nncf.quantize(
         plain,
         nncf.Dataset(batches),
@@ -357,7 +386,7 @@ def _int8(openvino: Any, plain: Any, encoder: _Encoder, tokenizer: Any, texts: S
         # Weights in half of their range: without VNNI, processors add products two by two in 16 bits, which saturate.
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         # A token's share has no room in int8; the head is nothing to gain by, and attention little: it is softmax, mostly.
-        ignored_scope=nncf.IgnoredScope(names=heads, patterns=[r".*\.pooled", r".*\.scores", r".*\.seen"]),
+        ignored_scope=nncf.IgnoredScope(names=heads, patterns=[r".*\.scores", r".*\.seen", *pooled]),
     )
     exact = openvino.compile_model(plain, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     near = openvino.compile_model(small, "CPU")

@@ -25,7 +25,7 @@ import numpy as np
 # Engines make kernels and buffers for each shape that they meet, so sizes are rounded up to a few hundred of them: tokens of
 # one text, tokens and number of several, and the width of attention's rows, which costs attention its square.
 FINE, COARSE, TEXTS, WIDE = 4, 32, 32, 32
-MOST_TOKENS = 4096  # that run together; what is more runs after them
+MOST_TOKENS, MOST_TEXTS = 4096, 256  # that run together; what is more runs after them
 WARM_SECONDS, WARM_TOKENS = 10.0, 1024
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -130,7 +130,7 @@ def together(ids: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
     """Neighbours, as many as one run takes."""
     start = tokens = 0
     for index, each in enumerate(ids):
-        if index > start and tokens + len(each) > MOST_TOKENS:
+        if index > start and (tokens + len(each) > MOST_TOKENS or index - start == MOST_TEXTS):
             yield ids[start:index]
             start, tokens = index, 0
         tokens += len(each)
@@ -148,8 +148,14 @@ def pack(ids: Sequence[Sequence[int]], pooling: str) -> dict[str, np.ndarray[Any
         cells: int32 [row, place]: which token attention sees there.
         texts: int32 [row, place]: whose it is, from 1; 0 is nobody's.
         places: int32 [token]: in which cell each lies, rows counted through.
-        shares: float32 [text, token]: how much of each token is in a text's vector; rows beyond the texts are nobody's.
+        shares, for ``mean``: float32 [text, token]: how much of each token is in a text's vector.
+        firsts, for ``first``: int32 [text]: where its first token is.
+        owners, for ``first``: int32 [token]: whose each is, as in ``texts``.
+
+        There may be more rows than texts in what is by text; those beyond are nobody's.
     """
+    if pooling == "first":
+        ids = [each if len(each) else [0] for each in ids]  # what has no tokens has no first one either
     lengths = np.array([len(each) for each in ids], np.int64)
     total = int(lengths.sum())
     alone = len(ids) == 1
@@ -174,19 +180,23 @@ def pack(ids: Sequence[Sequence[int]], pooling: str) -> dict[str, np.ndarray[Any
     height = 1 if alone else max(len(room), -(-(width + wide // 2) // wide))
     cells, texts = (np.zeros(height * wide, np.int32) for _ in range(2))
     cells[places[:total]], texts[places[:total]] = np.arange(total), text + 1
-    shares = np.zeros((1 if alone else _up(len(ids), TEXTS), width), np.float32)
+    slots = 1 if alone else _up(len(ids), TEXTS)
+    pooled: dict[str, np.ndarray[Any, Any]]
     if pooling == "mean":
+        shares = np.zeros((slots, width), np.float32)
         shares[text, np.arange(total)] = (1 / np.maximum(lengths, 1))[text]
+        pooled = {"shares": shares}
     else:
-        some = lengths > 0
-        shares[np.flatnonzero(some), starts[some]] = 1
+        firsts, owners = np.zeros(slots, np.int32), np.zeros(width, np.int32)
+        firsts[: len(ids)], owners[:total] = starts, text + 1
+        pooled = {"firsts": firsts, "owners": owners}
     return {
         "tokens": tokens,
         "positions": positions,
         "places": places,
         "cells": cells.reshape(-1, wide),
         "texts": texts.reshape(-1, wide),
-        "shares": shares,
+        **pooled,
     }
 
 
