@@ -16,7 +16,8 @@ are, in one PUT and in parts; and ranges down. What falls short of it, and why:
 - The same in parts: the MD5s of the parts are more than half of the work, and two cores share it with the client.
 - One GET of the whole. moto sends it from memory in one piece; so does the kernel here, from the file.
 - What boto3 makes of the same (the last rows, as a user would call it): on few cores its own hashing and copying are most of
-  the time. Only a download in ranges is so slow in moto, which reads the whole object for each, that it shows all the same.
+  the time. Only a download in ranges is so slow in moto, which reads the whole object for each, that it shows all the same:
+  4.5 to 10 times, by the processor that boto3 runs on.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def measure(quick: bool) -> list[Row]:
                 (f"up, in parts of {PART >> 20} MiB", "upload", ">= 1.5" if quick else ">= 2"),
                 ("down, one GET", "get", ">= 1"),
                 ("boto3 upload_file", "upload_file", ">= 1"),
-                ("boto3 download_file", "download_file", ">= 1" if quick else ">= 5"),
+                ("boto3 download_file", "download_file", ">= 1" if quick else ">= 3"),
                 ("boto3 put_object", "put_object", ">= 1"),
                 ("boto3 get_object", "get_object", ">= 1"),
             )

@@ -136,20 +136,16 @@ def _make(folder: Path, size: int) -> None:
 
 def _build(folder: Path, scratch: Path, rounds: int) -> list[Row]:
     archive, copy = scratch / "model.tar.gz", scratch / "copy"
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-    def settle() -> None:
-        os.sync()  # what was written before is not for the next to pay
-        touch_memory(2 * total)
+    total = _size(folder)
 
     def ours() -> dict[str, Any]:
         archive.unlink(missing_ok=True)
-        settle()
+        _settle(total)
         return _timed(BUILD, folder, archive)
 
     def copied() -> float:
         shutil.rmtree(copy, ignore_errors=True)
-        settle()
+        _settle(total)
         start = time.perf_counter()
         subprocess.run(["cp", "-r", str(folder), str(copy)], check=True)
         files = [str(path) for path in copy.rglob("*") if path.is_file()]
@@ -261,6 +257,7 @@ def _streamed(folder: Path, environment: dict[str, str], s3: Any, rounds: int) -
 
     def run(work: str) -> float:
         key = next(keys)
+        _settle(2 * _size(folder))
         seconds = float(_timed(work, folder, "models", key, environment=environment)["seconds"])
         s3.delete_object(Bucket="models", Key=f"{key}/model.tar.gz")
         return seconds
@@ -270,6 +267,16 @@ def _streamed(folder: Path, environment: dict[str, str], s3: Any, rounds: int) -
     return [
         compare(what, lambda: run(STREAM), lambda: run(THEN), peer_name=then, unit="s", bound="<= 1.1", rounds=rounds)
     ]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _settle(written: int) -> None:
+    """Before what writes that many bytes: what was written earlier is not for it to pay, nor memory that the host has."""
+    os.sync()
+    touch_memory(2 * written)
 
 
 def _timed(work: str, *arguments: object, environment: dict[str, str] | None = None) -> dict[str, Any]:
