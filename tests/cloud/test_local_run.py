@@ -51,3 +51,24 @@ def test_a_cloud_that_dies_ends_the_command_and_says_so(tmp_path: Path) -> None:
 
     assert process.returncode == 128 + signal.SIGTERM
     assert "The local cloud has ended before the command" in said
+
+
+def test_an_interrupt_before_the_command_is_there_is_the_command_s(tmp_path: Path) -> None:
+    # Given Ctrl-C at the last moment at which only windlass can hear it
+    late = f"""
+import os, signal, subprocess, sys
+from windlass.cli import main
+start = subprocess.Popen
+def interrupted(command, *args, **options):
+    if command[-1] == {COMMAND!r}:
+        os.kill(os.getpid(), signal.SIGINT)
+    return start(command, *args, **options)
+subprocess.Popen = interrupted
+sys.argv = ["windlass", "local", "run", "--state", {str(tmp_path)!r}, "--", sys.executable, "-c", {COMMAND!r}]
+sys.exit(main())
+"""
+
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert LocalCloud.find(tmp_path) is None

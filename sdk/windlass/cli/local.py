@@ -148,13 +148,15 @@ def run(
 
 
 def _run(command: list[str], environment: dict[str, str], cloud: LocalCloud) -> int:
-    asked_to_end = threading.Event()
+    interrupted, asked_to_end = threading.Event(), threading.Event()
     # Ctrl-C reaches the command too (it is in our process group); it ends in its own way, and then the cloud ends.
     # A handler, because SIG_IGN would be the command's own from its start.
-    interrupted = signal.signal(signal.SIGINT, lambda *_: None)
-    terminated = signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
+    at_interrupt = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    at_terminate = signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
     try:
         process = subprocess.Popen(command, env=environment, preexec_fn=_end_with(os.getpid()))
+        if interrupted.is_set():  # when there was no command yet that could hear it
+            process.send_signal(signal.SIGINT)
         while (code := _code(process)) is None:
             if asked_to_end.is_set():
                 process.terminate()
@@ -166,8 +168,8 @@ def _run(command: list[str], environment: dict[str, str], cloud: LocalCloud) -> 
     except OSError as error:
         raise InvalidInput(f"{command[0]} cannot be run: {error.strerror}", where="windlass local run") from error
     finally:
-        signal.signal(signal.SIGINT, interrupted)
-        signal.signal(signal.SIGTERM, terminated)
+        signal.signal(signal.SIGINT, at_interrupt)
+        signal.signal(signal.SIGTERM, at_terminate)
     return _shell_code(code)
 
 
