@@ -45,7 +45,7 @@ demo: $(STAMP) ## Train, deploy, break and roll back a digit classifier, all on 
 	$(BIN)/windlass local run -- $(BIN)/python examples/digits/demo.py
 
 test: $(STAMP) $(FOREIGN) ## Run every test, those of foreign clients too
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP) ## Lint, format, types, import directions
 	$(BIN)/ruff check .
