@@ -83,7 +83,7 @@ def measure(quick: bool) -> list[Row]:
                 (f"up, in parts of {PART >> 20} MiB", "upload", ">= 1.5" if quick else ">= 2"),
                 ("down, one GET", "get", ">= 1"),
                 ("boto3 upload_file", "upload_file", ">= 1"),
-                ("boto3 download_file", "download_file", ">= 1" if quick else ">= 3"),
+                ("boto3 download_file", "download_file", ">= 1" if quick else ">= 5"),
                 ("boto3 put_object", "put_object", ">= 1"),
                 ("boto3 get_object", "get_object", ">= 1"),
             )

@@ -265,7 +265,7 @@ def _streamed(folder: Path, environment: dict[str, str], s3: Any, rounds: int) -
     what = "archive built and sent, while it is written"
     then = "written, then sent"
     return [
-        compare(what, lambda: run(STREAM), lambda: run(THEN), peer_name=then, unit="s", bound="<= 1.5", rounds=rounds)
+        compare(what, lambda: run(STREAM), lambda: run(THEN), peer_name=then, unit="s", bound="<= 1.1", rounds=rounds)
     ]
 
 
