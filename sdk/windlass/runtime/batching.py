@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from statistics import median_low
 
 # Batches that are remembered of each size. The median of so many stands firm when up to half of them were disturbed.
-_REMEMBERED = 15
+_REMEMBERED = 31
 # Batches of a size before it is judged. Engines compile and caches fill in the first, which is forgotten when there are others.
 _TRIALS = 5
 # A larger batch must do so much more in a second to be worth its longer wait.

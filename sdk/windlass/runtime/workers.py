@@ -14,7 +14,8 @@ are is the model's to say, once it is loaded (see `worker`):
 | fork | processes forked from one that has loaded the model and then waits: they share its memory |
 | spawn | processes that each load the model, where it holds what no fork survives: threads, open files, a GPU |
 
-Where there is one process, it is given its next batch a moment before the last one's end, and waits for none.
+Where there is one process, it is given its next batch a moment before the last one's end, and waits for none: an even share of
+all requests that are here, so that batches do not fall apart into large and small ones.
 
 A worker that dies is replaced. One that runs past the time limit is replaced too: its process is killed, also where it is a
 thread, for nothing ends a thread that does not want to. What else ran in a process that died is asked once more, each request
@@ -82,6 +83,10 @@ class _Worker:
         self._streams: dict[int, Stream] = {}
         self.failure, self.out_of_memory = "", False
         self.killed = False  # for it hung
+
+    @property
+    def has_free_lane(self) -> bool:
+        return len(self.runs) - len(self.ahead) < self.lanes
 
     def has_more_than(self, jobs: int) -> bool:
         """Whether the one batch that it is at is larger."""
@@ -347,8 +352,9 @@ class Pool:
             if self._idle[-1].has_more_than(2 * len(self._waiting)):
                 return  # until it is done, or more wait: a small batch costs its way there and back like a large one
             worker = self._free_lane(oldest.alone)
-            run = _Run(*self._take(now))
-            if len(worker.runs) - len(worker.ahead) < worker.lanes:
+            free = worker.has_free_lane
+            run = _Run(*self._take(now, self._max_batch if free else self._even_share(worker)))
+            if free:
                 self._begin(worker, run, now)
             else:
                 worker.ahead.append(run)
@@ -392,7 +398,17 @@ class Pool:
             self._idle.remove(worker)
         return worker
 
-    def _take(self, now: float) -> tuple[Sequence[Job], Batch | None]:
+    def _even_share(self, worker: _Worker) -> int:
+        """Of all requests that are here, where as many wait as each lane runs.
+
+        Callers who ask again when they are answered come back together. A batch of all that wait would take turns with small
+        ones forever.
+        """
+        here = len(self._waiting) + sum(len(run.jobs) for run in worker.runs.values())
+        return -(-here // (worker.lanes + 1))
+
+    def _take(self, now: float, most: int) -> tuple[Sequence[Job], Batch | None]:
+        """The next batch, of so many at most."""
         waiting = self._waiting
         if self._max_batch == 1 or waiting[0].alone:
             return [waiting.popleft()], None
@@ -406,7 +422,7 @@ class Pool:
                 kept.append(job)
             elif not job.future.done() and job.deadline > now:
                 seen.append(job)
-        count = -(-(len(seen) + len(waiting)) // (len(self._idle) + 1))  # the idle workers share what waits
+        count = min(most, -(-(len(seen) + len(waiting)) // (len(self._idle) + 1)))  # the idle workers share what waits
         batch = self._batcher.choose([len(job.body) for job in seen], count)
         if len(batch.positions) == len(seen) and not kept:
             return seen, batch

@@ -486,6 +486,65 @@ def test_a_process_that_is_killed_is_given_nothing_more() -> None:
     machine.teardown()
 
 
+def test_callers_who_ask_again_at_once_come_to_batches_of_one_size() -> None:
+    """30 of them and two lanes: as many wait as each lane runs, though they came as 20, 7 and 3."""
+    loop, callers, milliseconds = Loop(), 30, 1e-3
+    starter = Starter(loop)
+
+    async def start() -> Pool:
+        return Pool(
+            starter,  # type: ignore[arg-type]
+            workers=2,
+            queue_size=100,
+            max_batch_size=32,
+            batch_delay_seconds=0.0,
+            timeout_seconds=TIMEOUT,
+            log=lambda event, **fields: None,
+            measured=lambda measured: None,
+            clock=loop.time,
+        )
+
+    pool = loop.run_until_complete(start())
+    (process,) = starter.processes
+    process.state, process.lanes = "ready", 2
+    process.say("ready", "thread", True, 1, "")
+    loop.settle()
+    ends: dict[int, float] = {}
+    sizes: list[int] = []
+
+    def ask(count: int) -> None:
+        for _ in range(count):
+            pool.submit(b"x" * 100, [], loop.now + FOREVER)
+        loop.settle()
+
+    def run(milliseconds_long: int) -> None:
+        for _ in range(milliseconds_long):
+            loop.now += milliseconds
+            loop.settle()
+            for number in process.begun:
+                cost = (3 + 2 * len(process.runs[number])) * milliseconds
+                ends.setdefault(number, loop.now + cost)
+            for number in [number for number, end in ends.items() if end <= loop.now]:
+                del ends[number]
+                bodies = process.runs.pop(number)
+                sizes.append(len(bodies))
+                process.say("replies", number, 0.01, [(200, [], body, None) for body in bodies])
+                loop.settle()
+                ask(len(bodies))
+
+    for group in (20, 7, 3):
+        ask(group)
+    run(10_000)
+    sizes.clear()
+    run(10_000)
+    usual = Counter(sizes).most_common(1)[0][0]
+    assert usual == callers / 3
+    assert sizes.count(usual) > 0.7 * len(sizes)  # now and then another size is tried
+    loop.run_until_complete(pool.close(0))
+    loop.settle()
+    loop.close()
+
+
 def test_requests_leave_nothing_behind() -> None:
     """Counted in objects, after so many that each table has what it will ever have."""
     machine = PoolMachine()
