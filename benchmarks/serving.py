@@ -471,7 +471,7 @@ def alone_rows(folder: Path, bodies: Sequence[str], timing: Rounds, quick: bool)
             with mine.asleep():
                 pairs.append((mine.figures[32][-1]["rps"], offline(folder, bodies, size, seconds)[0], size))
         capacity = mine.median(32, "rps")
-        overload = mine.load(bodies, rate=2 * capacity, seconds=2 if quick else 10)
+        overload = mine.load(bodies, rate=2 * capacity, seconds=5 if quick else 10)
         alone = []
         for _ in range(turns):
             first = mine.load(bodies[:1], concurrency=1, seconds=seconds)["p50_ms"]

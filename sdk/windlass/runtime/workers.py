@@ -44,7 +44,8 @@ _RESTART_SECONDS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 # After so much of a batch's expected time, less that many seconds, its worker is given the next. Batches end early, too, and a
 # batch takes that long on its way there and back.
-_AHEAD_SHARE, _AHEAD_SECONDS = 0.9, 0.001
+_AHEAD_SHARE, _AHEAD_SECONDS = 0.75, 0.001
+_SMALL = 2 / 3  # of an even share is not worth to be given ahead
 
 
 class _Run:
@@ -87,10 +88,6 @@ class _Worker:
     @property
     def has_free_lane(self) -> bool:
         return len(self.runs) - len(self.ahead) < self.lanes
-
-    def has_more_than(self, jobs: int) -> bool:
-        """Whether the one batch that it is at is larger."""
-        return self.lanes == 1 and any(len(run.jobs) > jobs for run in self.runs.values())
 
     def run(self, number: int, run: _Run) -> None:
         self.runs[number] = run
@@ -349,11 +346,13 @@ class Pool:
             if self._delay and len(self._waiting) < self._max_batch and now < oldest.queued + self._delay:
                 self._due = self._loop.call_later(oldest.queued + self._delay - now, self._dispatch)
                 return
-            if self._idle[-1].has_more_than(2 * len(self._waiting)):
-                return  # until it is done, or more wait: a small batch costs its way there and back like a large one
+            worker, most = self._idle[-1], self._max_batch
+            if not (free := worker.has_free_lane):
+                most = self._even_share(worker)
+                if len(self._waiting) < most * _SMALL:
+                    return  # until it is done, or more wait: a small batch costs its way there and back like a large one
             worker = self._free_lane(oldest.alone)
-            free = worker.has_free_lane
-            run = _Run(*self._take(now, self._max_batch if free else self._even_share(worker)))
+            run = _Run(*self._take(now, most))
             if free:
                 self._begin(worker, run, now)
             else:

@@ -522,7 +522,7 @@ def test_callers_who_ask_again_at_once_come_to_batches_of_one_size() -> None:
             loop.now += milliseconds
             loop.settle()
             for number in process.begun:
-                cost = (3 + 2 * len(process.runs[number])) * milliseconds
+                cost = (10 + len(process.runs[number])) * milliseconds
                 ends.setdefault(number, loop.now + cost)
             for number in [number for number, end in ends.items() if end <= loop.now]:
                 del ends[number]
