@@ -7,7 +7,9 @@ It reads {"path": ..., "headers": {...}, "bodies": [...]} and prints one line of
 with 200, latencies in ms, counts by status. One thread on epoll and nothing but the standard library: on two cores a slow
 client would measure itself.
 
-In the open loop a request is due at its own time whatever became of the others, and its latency counts from then.
+In the closed loop requests a second are of the time in which all callers ask: neither of the start, when none has been
+answered, nor of the end, when fewer and fewer still wait. In the open loop a request is due at its own time whatever became of
+the others, and its latency counts from then.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from typing import Any
 # Beyond this many open connections a request of the open loop is not sent but counted as lost.
 MOST_CONNECTIONS = 512
 GRACE_SECONDS = 10.0
+# Of the closed loop's time, before its requests a second are counted.
+START_SHARE = 0.1
 
 
 class Connection:
@@ -96,8 +100,10 @@ class Load:
         self.latencies.setdefault(status, []).append(time.perf_counter() - connection.begin)
 
     def closed(self, concurrency: int, seconds: float) -> float:
+        """Returns: requests a second that were answered with 200."""
         start = time.perf_counter()
-        end = start + seconds
+        counted, end = start + START_SHARE * seconds, start + seconds
+        good = 0
         for _ in range(concurrency):
             self.connect().send(self.request(), time.perf_counter())
         busy = concurrency
@@ -109,6 +115,7 @@ class Load:
                     continue
                 self.count(connection, status)
                 now = time.perf_counter()
+                good += status == 200 and counted <= now < end
                 if now >= end:
                     busy -= 1
                 elif status and not connection.closing:
@@ -120,9 +127,10 @@ class Load:
                     except ConnectionRefusedError:  # it has stopped listening, as it should when it shuts down
                         busy -= 1
         self.statuses[0] += max(0, busy)
-        return time.perf_counter() - start
+        return good / (end - counted)
 
     def open(self, rate: float, seconds: float) -> float:
+        """Returns: requests a second that were answered with 200, until none waited."""
         start = time.perf_counter()
         idle: deque[Connection] = deque()
         due = busy = 0
@@ -149,16 +157,16 @@ class Load:
                 else:
                     self.drop(connection)
         self.statuses[0] += busy
-        return time.perf_counter() - start
+        return self.statuses[200] / (time.perf_counter() - start)
 
-    def report(self, seconds: float) -> dict[str, Any]:
+    def report(self, rps: float) -> dict[str, Any]:
         def ms(values: list[float], share: float) -> float:
             return sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1e3 if values else 0.0
 
         good = self.latencies.get(200, [])
         others = [value for status, values in self.latencies.items() if status not in (0, 200) for value in values]
         return {
-            "rps": len(good) / seconds,
+            "rps": rps,
             "p50_ms": ms(good, 0.5),
             "p99_ms": ms(good, 0.99),
             "refused_p99_ms": ms(others, 0.99),
@@ -180,10 +188,10 @@ def main() -> None:
         f"{head}content-length: {len(body.encode())}\r\n\r\n".encode() + body.encode() for body in given["bodies"]
     ]
     load = Load(options.port, requests)
-    seconds = (
+    rps = (
         load.open(options.rate, options.seconds) if options.rate else load.closed(options.concurrency, options.seconds)
     )
-    print(json.dumps(load.report(seconds)))
+    print(json.dumps(load.report(rps)))
 
 
 if __name__ == "__main__":
