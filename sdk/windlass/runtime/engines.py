@@ -61,11 +61,13 @@ class Callers:
         threads: inside an operation, for each worker; 0: the engine's own choice.
         workers: how many there should be, as threads where the model allows that.
         safe: whether it allows it is not the model's to say.
+        pinned: whether each of their threads may stay on a core of its own.
     """
 
     threads: int = 0
     workers: int = 1
     safe: bool = False
+    pinned: bool = False
 
     @property
     def one(self) -> Callers:
@@ -196,8 +198,8 @@ def _openvino(path: Path, signature: Signature, callers: Callers) -> Loaded:
     settings: dict[str, Any] = {"NUM_STREAMS": callers.workers}
     if callers.threads:
         settings["INFERENCE_NUM_THREADS"] = callers.workers * callers.threads
-        # Else each process pins its threads, counting from the first core, as if it were alone.
-        settings["ENABLE_CPU_PINNING"] = False
+        # OpenVINO counts from the first core, as if the process were alone.
+        settings["ENABLE_CPU_PINNING"] = callers.pinned
     model = openvino.Core().compile_model(str(path), "CPU", settings)
     names = [tensor.name for tensor in signature.inputs]
     outputs = [tensor.name for tensor in signature.outputs]

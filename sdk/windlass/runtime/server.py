@@ -23,6 +23,7 @@ A caller that cannot use a late answer says so, and is refused at once when the 
 | SAGEMAKER_BIND_TO_PORT | 8080 | 0 takes a free one; the ``listening`` line says which |
 | WINDLASS_BIND_HOST | 0.0.0.0 | |
 | SAGEMAKER_MODEL_SERVER_WORKERS | 1 | threads or processes that predict at once; they share the cores, and the weights |
+| WINDLASS_PIN_THREADS | | 1 keeps each of OpenVINO's threads on a core; else where workers are threads and have the machine |
 | WINDLASS_WORKER_KIND | auto | what the model allows; or ``thread``, ``process``, or ``spawn``: not forked. See `worker` |
 | SAGEMAKER_MODEL_SERVER_TIMEOUT | 60 | seconds for one invocation, from its first byte; a worker that hangs is replaced |
 | SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT | | for requests that accept anything; else what the signature names first, or JSON |
@@ -123,7 +124,8 @@ async def _serve(settings: Settings, env: Mapping[str, str], log: Log, listener:
     log.event("listening", host=host, port=port, pid=os.getpid())
 
     def start(more: Mapping[str, str]) -> Pool:
-        variables = environment({**os.environ, **env, **more}, settings.workers, cores())
+        shared = settings.multi_model or settings.worker_kind in ("process", "spawn") or cores() != os.cpu_count()
+        variables = environment({**os.environ, **env, **more}, settings.workers, cores(), shared=shared)
         return Pool(
             Starter([sys.executable, "-m", "windlass.runtime.worker"], variables),
             workers=settings.workers,

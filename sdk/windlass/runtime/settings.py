@@ -29,6 +29,7 @@ class Settings:
     workers: int
     worker_kind: str
     threads: int
+    pinned: bool
     timeout_seconds: float
     default_accept: str
     max_payload_bytes: int
@@ -85,6 +86,7 @@ class Settings:
             workers=number("SAGEMAKER_MODEL_SERVER_WORKERS", 1, 1, 1024),
             worker_kind=worker_kind,
             threads=number("WINDLASS_THREADS", 0, 0, 4096),
+            pinned=number("WINDLASS_PIN_THREADS", 0, 0, 1) == 1,
             timeout_seconds=number("SAGEMAKER_MODEL_SERVER_TIMEOUT", 60, 1),
             default_accept=env.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT") or "",
             max_payload_bytes=number("WINDLASS_MAX_PAYLOAD_BYTES", payload_mb << 20 or 2**31, 1),

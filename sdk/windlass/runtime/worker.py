@@ -449,6 +449,7 @@ def main() -> int:
                 threads=settings.threads or 0,
                 workers=1 if settings.worker_kind in ("process", "spawn") else settings.workers,
                 safe=settings.worker_kind == "thread",
+                pinned=settings.pinned,
             ),
         )
     except BaseException as error:  # noqa: BLE001 - the user's code may raise anything, also SystemExit

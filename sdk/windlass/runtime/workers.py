@@ -594,14 +594,19 @@ def _ending(code: int | None) -> str:
     return f"signal {-code} ({signal.Signals(-code).name})"
 
 
-def environment(base: Mapping[str, str], workers: int, cores: int) -> Mapping[str, str]:
+def environment(base: Mapping[str, str], workers: int, cores: int, *, shared: bool) -> Mapping[str, str]:
     """The workers' environment: as many threads inside an operation as each worker has cores, unless the host has said.
 
-    `worker` reads WINDLASS_THREADS. Until the model is loaded, one that others may be forked from has one thread: libraries
-    start theirs at the first use, and no thread survives a fork.
+    `worker` reads WINDLASS_THREADS, and WINDLASS_PIN_THREADS: where workers have all cores and share them with nobody, their
+    engine's threads lose nothing by staying where their caches are.
+
+    Until the model is loaded, one that others may be forked from has one thread: libraries start theirs at the first use, and
+    no thread survives a fork.
     """
     said = base.get("OMP_NUM_THREADS", "").partition(",")[0]  # OpenMP takes a list: one for each level of nesting
     threads = said if said.isdigit() and int(said) else str(max(1, cores // workers))
     now = threads if workers == 1 else "1"
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**dict.fromkeys(names, now), **base, "OMP_NUM_THREADS": now, "WINDLASS_THREADS": threads}
+    pinned = str(int(not shared and workers > 1 and workers * int(threads) == cores))
+    own = {"OMP_NUM_THREADS": now, "WINDLASS_THREADS": threads}
+    return {**dict.fromkeys(names, now), "WINDLASS_PIN_THREADS": pinned, **base, **own}

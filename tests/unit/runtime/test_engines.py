@@ -132,13 +132,16 @@ def test_an_onnx_graph_has_a_thread_for_each_worker_and_they_share_the_cores(tmp
     assert [json.loads(reply.body) for reply in replies] == [[[2.0 * n, 4.0]] for n in range(50)]
 
 
-def test_an_openvino_graph_is_served_by_threads_that_share_the_cores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pinned", [False, True])
+def test_an_openvino_graph_is_served_by_threads_that_share_the_cores(tmp_path: Path, pinned: bool) -> None:
     openvino = pytest.importorskip("openvino")
     doubling(tmp_path / "model.onnx")
     openvino.save_model(openvino.Core().read_model(tmp_path / "model.onnx"), tmp_path / "model.xml")
     (tmp_path / "model.onnx").unlink()
-    handler = Handler.load(tmp_path, tmp_path / "code", "inference.py", callers=Callers(threads=1, workers=2))
+    callers = Callers(threads=1, workers=2, pinned=pinned)
+    handler = Handler.load(tmp_path, tmp_path / "code", "inference.py", callers=callers)
     assert handler.threads == 2
+    assert handler._model.get_property("ENABLE_CPU_PINNING") is pinned
     assert handler._model.get_property("INFERENCE_NUM_THREADS") == 2
     assert handler._model.get_property("NUM_STREAMS") == 2
     with ThreadPoolExecutor(2) as threads:

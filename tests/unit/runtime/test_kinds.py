@@ -270,8 +270,27 @@ def test_workers_cost_the_weights_once(start: Start, weights: Path) -> None:
     ],
 )
 def test_the_workers_share_the_cores(workers: int, cores: int, said: dict[str, str], now: str, later: str) -> None:
-    found = environment({"PATH": "/bin", **said}, workers, cores)
+    found = environment({"PATH": "/bin", **said}, workers, cores, shared=False)
     assert (found["OMP_NUM_THREADS"], found["WINDLASS_THREADS"], found["PATH"]) == (now, later, "/bin")
+
+
+@pytest.mark.parametrize(
+    ("workers", "shared", "said", "pinned"),
+    [
+        (2, False, {}, "1"),
+        (8, False, {}, "1"),
+        (1, False, {}, "0"),
+        (3, False, {}, "0"),
+        (2, True, {}, "0"),
+        (2, False, {"WINDLASS_PIN_THREADS": "0"}, "0"),
+        (2, True, {"WINDLASS_PIN_THREADS": "1"}, "1"),
+        (2, False, {"OMP_NUM_THREADS": "3"}, "0"),
+    ],
+)
+def test_threads_are_pinned_where_workers_have_all_cores(
+    workers: int, shared: bool, said: dict[str, str], pinned: str
+) -> None:
+    assert environment(said, workers, 8, shared=shared)["WINDLASS_PIN_THREADS"] == pinned
 
 
 @pytest.mark.parametrize("kind", ["process", "spawn", "thread"])

@@ -92,8 +92,9 @@ def openvino(graph: Path, callers: int, threads: int) -> Callable[[Arrays], Any]
     # INFERENCE_PRECISION_HINT is left to the engine: bfloat16 where the processor has matrix units for it. "f32" is exact.
     settings: dict[str, Any] = {"NUM_STREAMS": callers}
     if threads:
-        # Unpinned: each process would count from the first core, as if it were alone.
-        settings |= {"INFERENCE_NUM_THREADS": callers * threads, "ENABLE_CPU_PINNING": False}
+        # Pinned where the server says so: OpenVINO counts from the first core, as if the process were alone.
+        pinned = os.environ.get("WINDLASS_PIN_THREADS") == "1"
+        settings |= {"INFERENCE_NUM_THREADS": callers * threads, "ENABLE_CPU_PINNING": pinned}
     apart = {}
     if core.get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16:
         # In bfloat16 attention as one kernel takes longer than its parts do: a twentieth of the whole, OpenVINO 2026.4.

@@ -247,6 +247,7 @@ class Instance:
         base = self._keeper.base(self.folder)
         reading, writing = os.pipe()
         environment = {
+            "WINDLASS_PIN_THREADS": "0",  # other instances and jobs compute on the same cores
             # Where there is no /opt/ml, a variable that points into it is pointed into the instance's own folder.
             **{name: _moved(value, base) for name, value in self.spec.environment.items()},
             "SAGEMAKER_BASE_DIR": str(base),
