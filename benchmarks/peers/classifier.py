@@ -31,6 +31,7 @@ class Packed:
         sys.path.insert(0, str(folder / "code"))
         from windlass_packing import Encoder
 
+        os.environ["WINDLASS_PIN_THREADS"] = str(int(streams > 1))  # as our server does, see the other one
         self.encoder = Encoder(folder, streams, threads=1)
         self.encoder.warm_up()
 
@@ -48,8 +49,8 @@ class Padded:
 
         settings = {"INFERENCE_NUM_THREADS": streams, "NUM_STREAMS": streams}
         settings |= json.loads((folder / "settings.json").read_text())
-        # Else every process of one stream pins it to the same core.
-        settings["ENABLE_CPU_PINNING"] = False
+        # Every process of one stream would pin it to the same core.
+        settings["ENABLE_CPU_PINNING"] = streams > 1
         self.model = openvino.Core().compile_model(folder / "model.xml", "CPU", settings)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_padding()

@@ -12,7 +12,7 @@ from little padding than from many requests, while for a model of pictures the l
 learnt from the costs of past batches:
 
 - how much of a request's cost its length makes, and whether padding costs: of a few guesses the one that explains them best;
-- for each size (1, 2, 4, ... requests) the seconds that a unit of such work takes, padding included.
+- for each size (1, 2, 3, 4, 6, 8, 11, 16, ... requests) the seconds that a unit of such work takes, padding included.
 
 The batch that is chosen does the most useful work, padding not counted, in a second.
 """
@@ -30,8 +30,8 @@ _REMEMBERED = 31
 # Batches of a size before it is judged. Engines compile and caches fill in the first, which is forgotten when there are others.
 _TRIALS = 5
 # A larger batch must do so much more in a second to be worth its longer wait.
-_GAIN = 1.05
-# Sizes are tried upwards until one takes so much longer for the same work than the best.
+_GAIN = 1.03
+# Powers of two are tried upwards until one takes so much longer for the same work than the best.
 _HOPELESS = 1.25
 # Costs change with the traffic and with what else the machine does, so one in so many batches is of a neighbouring size.
 _TRY_EVERY = 32
@@ -67,9 +67,12 @@ class Batcher:
     """
 
     def __init__(self, max_size: int) -> None:
-        self._sizes = [1]
-        while self._sizes[-1] < max_size:
-            self._sizes.append(min(self._sizes[-1] * 2, max_size))
+        self._steps = [1]
+        while self._steps[-1] < max_size:
+            self._steps.append(min(self._steps[-1] * 2, max_size))
+        # Those between are judged when they come.
+        between = {round(step * 2**0.5) for step in self._steps}
+        self._sizes = sorted({*self._steps, *(size for size in between if size < max_size)})
         self._seen = dict.fromkeys(self._sizes, 0)
         # The last batches and their seconds, and from them the seconds of a unit of work.
         self._past: dict[int, deque[tuple[Batch, float]]] = {size: deque(maxlen=_REMEMBERED) for size in self._sizes}
@@ -132,7 +135,7 @@ class Batcher:
 
     def _next_trial(self) -> int:
         best = min(self._seconds, key=self._seconds.__getitem__)
-        for size in self._sizes:
+        for size in self._steps:
             if self._seen[size] < _TRIALS:
                 return size
             if size > best and self._seconds[size] > _HOPELESS * self._seconds[best]:
@@ -157,6 +160,8 @@ class Batcher:
                 best = size
             if size >= most:
                 break
+        if best == max(self._seconds, default=best):
+            return min(most, self._sizes[-1])  # nothing that was seen speaks against more
         return min(best, most)
 
     def _most_useful(self, lengths: Sequence[int], most: int) -> Sequence[int]:
