@@ -17,13 +17,14 @@ machine (`peers/minilm.py` tries int8 and plain, in the engine's own precision a
 
 So what is compared is a server and a form. The form is most of the difference to those that batch: padding costs a batch of
 natural texts more than batching gives. The rows without a bound give our bundle's graph and engine to the best that batches and
-to FastAPI as well, and what is left there is the server. A run on two cores: ours 721 requests/s; TorchServe 411 as exported
-and 751 with our graph; FastAPI 385 and 411. Our graph does little for a server that never batches. How far ours is from FastAPI
-depends on the processor's matrix units, which neighbours on the same one may slow: 2.04 in a run before that one, 1.87 in it.
+to FastAPI as well, and what is left there is the server. A quick run on two cores: ours 727 requests/s; TorchServe 307 as
+exported and 658 with our graph; FastAPI 362 and 436. Our graph does little for a server that never batches. How far ours is
+from FastAPI depends on the processor's matrix units, which neighbours on the same one slow, and on which of FastAPI's forms won
+by a little when the model was made: by turns, 2.16 of plain bfloat16 (389), and 1.88 of int8 with the rest in float32 (414).
 
-"Offline" is the engine of our bundle without a server, in as many processes as the servers have workers. Ours reached 0.88 of
-it in that run, 0.91 in another: of a request's 2.2 ms of processor time the load takes 0.035, the front 0.08 and the hooks
-other than the tokenizer 0.05, and 3 % of the cores are idle. The faster the engine, the more that weighs.
+"Offline" is the engine of our bundle without a server, in as many processes as the servers have workers. Ours reached 0.91 of
+it in that run, and 0.93 to 0.95 by turns with it since: of a request's 2.2 ms of processor time the load takes 0.035, the front
+0.08 and the hooks other than the tokenizer 0.03, and 2 % of the cores are idle.
 
 All of that was on a processor with matrix units. On one with AVX2 alone (`results/serving_avx2.json`, a quick run) the plain
 graph in float32 is the fastest for all: ours 111 requests/s, LitServe 50, FastAPI 90, and ours is at 0.98 of offline. A core's
