@@ -404,7 +404,7 @@ class Pool:
         ones forever.
         """
         here = len(self._waiting) + sum(len(run.jobs) for run in worker.runs.values())
-        return -(-here // (worker.lanes + 1))
+        return min(self._max_batch, -(-here // (worker.lanes + 1)))
 
     def _take(self, now: float, most: int) -> tuple[Sequence[Job], Batch | None]:
         """The next batch, of so many at most."""

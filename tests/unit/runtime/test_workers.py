@@ -545,6 +545,16 @@ def test_callers_who_ask_again_at_once_come_to_batches_of_one_size() -> None:
     loop.close()
 
 
+def test_every_lane_is_given_one_ahead_where_requests_go_one_by_one() -> None:
+    machine = PoolMachine()
+    machine.make("thread", workers=2, queue_size=10, batches=False, own=1, delay=0.0)
+    for _ in range(4):
+        machine.ask([FOREVER])
+    (process,) = machine.starter.those("ready")
+    assert len(process.runs) == 4
+    machine.teardown()
+
+
 def test_requests_leave_nothing_behind() -> None:
     """Counted in objects, after so many that each table has what it will ever have."""
     machine = PoolMachine()
